@@ -1,0 +1,246 @@
+"""What a run consists of: frozen dataclasses, which are the command line's flags, and presets of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import optax
+
+from jaxmeta.errors import InputError
+from jaxmeta.fields import DensityActivation
+from jaxmeta.rendering import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which scenes to learn from."""
+
+    root: Path = Path("data")
+    """Folder that holds <class>_splits.json and the folder of that class's scenes."""
+    class_name: str = "car"
+    """The class of scenes: reads <class>_splits.json and the folder <class> or <class>s."""
+    num_views: int = 25
+    """Views loaded of each scene: the first ones that it lists."""
+    num_scenes: int | None = None
+    """Train on the first so many scenes of the split; None for all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldConfig:
+    """The network."""
+
+    width: int = 256
+    """Features of each hidden layer."""
+    depth: int = 5
+    """Hidden layers."""
+    num_frequencies: int = 20
+    """Frequencies of the positional encoding."""
+    max_log2_frequency: float = 8.0
+    """Base-2 logarithm of the highest frequency."""
+    density_activation: DensityActivation = "shifted_softplus"
+    """relu is the paper's; it can die into a white image. shifted_softplus cannot."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matmuls' operands; auto is bfloat16 on a GPU or TPU and float32 on a CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerConfig:
+    """The inner loop, on one scene: plain gradient descent."""
+
+    num_steps: int = 32
+    """Steps in meta-training."""
+    num_rays: int = 128
+    """Rays drawn from the support views in each step."""
+    step_size: float = 0.5
+    """Learning rate of the gradient descent."""
+    unroll: int = 1
+    """Steps in the compiled loop's body: more compiles longer and may run faster."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterConfig:
+    """The outer loop, over scenes: Adam on the Reptile meta-gradient."""
+
+    num_steps: int = 25_000
+    """Meta-steps in all."""
+    num_scenes: int = 4
+    """Scenes adapted at once in each meta-step, spread over the devices."""
+    learning_rate: float = 5e-4
+    """Peak learning rate of Adam."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine decays the learning rate to zero over all steps."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from zero."""
+    clip_norm: float | None = None
+    """Largest global norm of the meta-gradient; None for no clipping."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """How the initialisation is judged while it is learned: on scenes of the val split."""
+
+    every: int = 500
+    """Meta-steps between validations; 0 for none."""
+    num_scenes: int = 8
+    """The first so many scenes of the split, or all if there are fewer."""
+    num_steps: int = 100
+    """Steps of adaptation, from one view."""
+    query: tuple[int, ...] = (4, 10, 16)
+    """Views that the adapted field is scored on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Meta-learn an initialisation."""
+
+    run: Path = Path("runs/cars")
+    """Folder for the config, metrics and checkpoints. A run that is there already continues."""
+    seed: int = 0
+    """Of the network's start, the order of scenes and every draw."""
+    data: DataConfig = DataConfig()
+    field: FieldConfig = FieldConfig()
+    sampling: Sampling = Sampling()
+    pixel_centre: float = 0.5
+    """Where in its pixel a ray passes: 0.5 is the middle, 0 the upper left corner."""
+    inner: InnerConfig = InnerConfig()
+    outer: OuterConfig = OuterConfig()
+    validation: ValidationConfig = ValidationConfig()
+    log_every: int = 50
+    """Meta-steps that run in one go on the device, with one line of metrics."""
+    checkpoint_every: int = 1000
+    """Meta-steps between checkpoints; the end is always saved."""
+
+
+def _class_preset(class_name: str) -> TrainConfig:
+    return TrainConfig(run=Path(f"runs/{class_name}s"), data=DataConfig(class_name=class_name))
+
+
+PRESETS: dict[str, tuple[str, TrainConfig]] = {
+    "toy": (
+        "toy cars, small enough for a CPU",
+        TrainConfig(
+            run=Path("runs/toy"),
+            data=DataConfig(root=Path("data/toy"), class_name="toycar"),
+            field=FieldConfig(width=64, depth=4, num_frequencies=10, max_log2_frequency=5.0),
+            sampling=Sampling(near=2.8, far=5.2, num_samples=32),
+            inner=InnerConfig(num_rays=64),
+            outer=OuterConfig(num_steps=100, num_scenes=4, learning_rate=2e-3, schedule="cosine"),
+            validation=ValidationConfig(every=50, num_scenes=4, num_steps=32),
+            log_every=10,
+            checkpoint_every=50,
+        ),
+    ),
+    "cars": ("ShapeNet cars", _class_preset("car")),
+    "chairs": ("ShapeNet chairs", _class_preset("chair")),
+    "lamps": ("ShapeNet lamps", _class_preset("lamp")),
+    "original": (
+        "ShapeNet cars with the exact settings of the original 100-line script",
+        TrainConfig(
+            run=Path("runs/original"),
+            field=FieldConfig(density_activation="relu", compute_dtype="float32"),
+            sampling=Sampling(last_interval=1e10),
+            pixel_centre=0.0,
+            outer=OuterConfig(num_steps=100_000, num_scenes=1, learning_rate=5e-5),
+            validation=ValidationConfig(every=2000),
+        ),
+    ),
+}
+
+# What may change when a run continues: where things lie and how often it reports.
+_FREE_TO_CHANGE = ("run", "data.root", "validation.", "log_every", "checkpoint_every", "inner.unroll")
+
+
+def outer_optimiser(config: OuterConfig) -> optax.GradientTransformation:
+    """Returns Adam with the configured schedule and clipping."""
+    if config.schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0 if config.warmup_steps else config.learning_rate,
+            config.learning_rate,
+            config.warmup_steps,
+            config.num_steps,
+        )
+    else:
+        rate = optax.warmup_constant_schedule(
+            0.0 if config.warmup_steps else config.learning_rate, config.learning_rate, config.warmup_steps
+        )
+    adam = optax.adam(rate)
+    return adam if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuses values that cannot be meant.
+
+    Raises:
+      InputError: names the flag.
+    """
+    positive = {
+        "data.num-views": config.data.num_views,
+        "field.width": config.field.width,
+        "field.depth": config.field.depth,
+        "field.num-frequencies": config.field.num_frequencies,
+        "inner.num-steps": config.inner.num_steps,
+        "inner.num-rays": config.inner.num_rays,
+        "inner.step-size": config.inner.step_size,
+        "inner.unroll": config.inner.unroll,
+        "outer.num-steps": config.outer.num_steps,
+        "outer.num-scenes": config.outer.num_scenes,
+        "outer.learning-rate": config.outer.learning_rate,
+        "sampling.near": config.sampling.near,
+        "sampling.last-interval": config.sampling.last_interval,
+        "log-every": config.log_every,
+        "checkpoint-every": config.checkpoint_every,
+        "validation.num-steps": config.validation.num_steps,
+        "validation.num-scenes": config.validation.num_scenes,
+    }
+    for flag, value in positive.items():
+        if not value > 0:
+            raise InputError(f"--{flag} {value} must be positive")
+    if not config.sampling.near < config.sampling.far:
+        raise InputError(f"--sampling.far {config.sampling.far} must exceed --sampling.near {config.sampling.near}")
+    if config.sampling.num_samples < 2:
+        raise InputError(f"--sampling.num-samples {config.sampling.num_samples} must be at least 2")
+    if config.validation.every and not all(0 < view < config.data.num_views for view in config.validation.query):
+        raise InputError(
+            f"--validation.query {config.validation.query} must lie from 1 to {config.data.num_views - 1}: "
+            "view 0 is the support, and --data.num-views are loaded"
+        )
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Returns a config of any command as JSON has it."""
+    return msgspec.to_builtins(config, enc_hook=str)
+
+
+def load(path: Path) -> TrainConfig:
+    """Returns the config that a file holds as JSON.
+
+    Raises:
+      InputError: the file cannot be read or is not a config.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return msgspec.json.decode(text, type=TrainConfig, dec_hook=lambda wanted, value: wanted(value))
+    except msgspec.MsgspecError as error:
+        raise InputError(f"{path} is not a config of this version of jaxmeta: {error}") from error
+
+
+def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
+    """Returns a line for each setting that makes `after` another training than `before`."""
+    flat_before, flat_after = _flat(as_dict(before)), _flat(as_dict(after))
+    free = (*_FREE_TO_CHANGE, "outer.num_steps") if after.outer.schedule == "constant" else _FREE_TO_CHANGE
+    return [
+        f"{name}: {flat_before[name]} -> {flat_after[name]}"
+        for name in flat_before
+        if flat_before[name] != flat_after[name] and not name.startswith(free)
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

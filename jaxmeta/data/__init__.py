@@ -1,0 +1,1 @@
+"""Turns data sets on disk into arrays, one file per format."""

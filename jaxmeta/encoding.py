@@ -1,0 +1,20 @@
+"""Lifts coordinates to features that let a small network represent fine detail."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def positional_encoding(
+    coordinates: Float[Array, "*points dimensions"], *, num_frequencies: int, max_log2_frequency: float
+) -> Float[Array, "*points features"]:
+    """Returns the sines and cosines of the coordinates at geometrically spaced frequencies.
+
+    `sin(f x), cos(f x)` for `f = 2^l`, `l` evenly spaced from 0 to `max_log2_frequency` (Mildenhall et al. 2020, eq. 4,
+    with the spacing of Tancik et al. 2021 and without the factor pi). Features are ordered by frequency, then sine
+    before cosine, then dimension; there are `2 * num_frequencies * dimensions`.
+    """
+    frequencies = 2.0 ** jnp.linspace(0.0, max_log2_frequency, num_frequencies, dtype=coordinates.dtype)
+    # Elementwise: as a matmul the phases, which reach 2^8 times a coordinate, would be rounded to TF32 on a GPU.
+    phases = frequencies[:, None] * coordinates[..., None, :]
+    features = jnp.stack([jnp.sin(phases), jnp.cos(phases)], axis=-2)
+    return features.reshape(*coordinates.shape[:-1], -1)

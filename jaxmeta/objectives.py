@@ -1,0 +1,64 @@
+"""One loss per kind of signal, each `loss(apply, params, data, key, ...) -> scalar`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from jaxmeta.cameras import Rays, Views, pixel_rays
+from jaxmeta.rendering import Sampling, render_rays
+
+
+def composite_on_white(rgba: UInt8[Array, "*pixels 4"], dtype: Any = jnp.float32) -> Float[Array, "*pixels 3"]:
+    """Returns colours in [0, 1] of pixels with straight alpha before a white background."""
+    rgba = rgba.astype(dtype) / 255
+    return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
+
+
+def view_pixels(
+    views: Views, pixels: Int[Array, "rays"], *, pixel_centre: float = 0.5
+) -> tuple[Rays, Float[Array, "rays 3"]]:
+    """Returns the rays through some pixels of one scene, and the pixels' colours.
+
+    Args:
+      views: of one scene.
+      pixels: indices into all views at once, counted by view, then row, then column.
+      pixel_centre: as for `pixel_rays`.
+    """
+    num_views, height, width, _ = views.images.shape
+    view, row, column = jnp.unravel_index(pixels, (num_views, height, width))
+    poses = jnp.asarray(views.poses)[view]
+    rays = pixel_rays(row, column, poses, views.focal, height=height, width=width, pixel_centre=pixel_centre)
+    return rays, composite_on_white(jnp.asarray(views.images)[view, row, column], poses.dtype)
+
+
+def photometric_loss(
+    apply: Callable[..., Any],
+    params: Any,
+    views: Views,
+    key: Array,
+    *,
+    num_rays: int,
+    sampling: Sampling,
+    pixel_centre: float = 0.5,
+) -> Float[Array, ""]:
+    """Returns the mean squared error of rendered colours at random pixels of one scene's views.
+
+    Args:
+      apply: `(params, points) -> (density, rgb)`.
+      params: of the field.
+      views: of one scene.
+      key: draws the pixels, with replacement, and the samples' jitter.
+      num_rays: how many pixels to draw.
+      sampling: the range of each ray.
+      pixel_centre: as for `pixel_rays`.
+    """
+    pixel_key, jitter_key = jax.random.split(key)
+    num_pixels = views.images[..., 0].size
+    pixels = jax.random.randint(pixel_key, (num_rays,), 0, num_pixels)
+    rays, target = view_pixels(views, pixels, pixel_centre=pixel_centre)
+    uniform = jax.random.uniform(jitter_key, (num_rays, sampling.num_samples), target.dtype)
+    rendering = render_rays(lambda points: apply(params, points), rays, uniform, sampling)
+    return jnp.mean(jnp.square(rendering.rgb - target))

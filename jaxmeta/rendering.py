@@ -1,0 +1,131 @@
+"""Turns a field and rays into colours by volume rendering (Mildenhall et al. 2020, section 4).
+
+Distances are Euclidean, densities per unit of distance, and what a
+ray does not meet is white.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmeta.cameras import Rays, pixel_rays
+
+Field = Callable[[Float[Array, "samples 3"]], Any]
+"""`points -> (density, rgb)`: per unit of distance and non-negative; in [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Where a ray is sampled."""
+
+    near: float = 2.0
+    """Distance of the first sample."""
+    far: float = 6.0
+    """Distance of the last sample."""
+    num_samples: int = 128
+    """Points along a ray."""
+    last_interval: float = 1e-3
+    """The last sample's share of the ray; small, so that a ray that meets nothing shows the background."""
+
+
+class Rendering(NamedTuple):
+    """What a ray sees."""
+
+    rgb: Float[Array, "*rays 3"]
+    """In [0, 1], over a white background."""
+    opacity: Float[Array, "*rays"]
+    """The share of the light that does not come from the background, in [0, 1]."""
+    distance: Float[Array, "*rays"]
+    """Mean distance of what is seen, the background at `far`."""
+
+
+def stratified_distances(uniform: Float[Array, "*rays samples"], sampling: Sampling) -> Float[Array, "*rays samples"]:
+    """Returns one distance in each stratum of a ray, increasing.
+
+    The strata meet halfway between evenly spaced distances (Mildenhall et al. 2020, eq. 2, in the form of their code).
+
+    Args:
+      uniform: where in its stratum each sample lies, in [0, 1): random in training, 0.5 in evaluation.
+      sampling: the range.
+    """
+    distances = jnp.linspace(sampling.near, sampling.far, sampling.num_samples, dtype=uniform.dtype)
+    middles = (distances[1:] + distances[:-1]) / 2
+    lower = jnp.concatenate([distances[:1], middles])
+    upper = jnp.concatenate([middles, distances[-1:]])
+    return lower + (upper - lower) * uniform
+
+
+def compositing_weights(
+    density: Float[Array, "samples"], distances: Float[Array, "samples"], *, last_interval: float = 1e-3
+) -> Float[Array, "samples"]:
+    """Returns each sample's share of its ray's colour.
+
+    `w_i = T_i (1 - exp(-sigma_i delta_i))`, `T_i = exp(-sum_{j<i} sigma_j delta_j)` (Mildenhall et al. 2020, eq. 3).
+
+    Args:
+      density: per unit of distance, non-negative.
+      distances: increasing; `delta_i` is the gap to the next one.
+      last_interval: the last sample's `delta`.
+    """
+    intervals = jnp.concatenate([jnp.diff(distances), jnp.full_like(distances[:1], last_interval)])
+    optical_depth = density * intervals
+    # Shifted before the sum: cumsum(x) - x would cancel where the density is high.
+    before = jnp.cumsum(jnp.concatenate([jnp.zeros_like(optical_depth[:1]), optical_depth[:-1]]))
+    return jnp.exp(-before) * -jnp.expm1(-optical_depth)
+
+
+def render_ray(field: Field, ray: Rays, uniform: Float[Array, "samples"], sampling: Sampling) -> Rendering:
+    """Returns what one ray sees; `uniform` is as for `stratified_distances`."""
+    distances = stratified_distances(uniform, sampling)
+    points = ray.origins + distances[:, None] * ray.directions
+    density, rgb = field(points)
+    weights = compositing_weights(density, distances, last_interval=sampling.last_interval)
+    opacity = jnp.sum(weights)
+    return Rendering(
+        rgb=jnp.sum(weights[:, None] * rgb, axis=0) + (1 - opacity),
+        opacity=opacity,
+        distance=jnp.sum(weights * distances) + (1 - opacity) * sampling.far,
+    )
+
+
+def render_rays(field: Field, rays: Rays, uniform: Float[Array, "rays samples"], sampling: Sampling) -> Rendering:
+    """Returns what each ray sees; `uniform` is as for `stratified_distances`."""
+    return jax.vmap(lambda ray, u: render_ray(field, ray, u, sampling))(rays, uniform)
+
+
+def render_view(
+    field: Field,
+    pose: Float[Array, "4 4"],
+    focal: Float[Array, ""],
+    sampling: Sampling,
+    *,
+    height: int,
+    width: int,
+    pixel_centre: float = 0.5,
+    rays_per_chunk: int = 4096,
+) -> Rendering:
+    """Returns a whole view, `height x width` rays, without randomness.
+
+    Args:
+      field: what is seen.
+      pose: camera to world.
+      focal: in pixels.
+      sampling: the range; samples lie at the middle of their strata.
+      height: in pixels.
+      width: in pixels.
+      pixel_centre: as for `pixel_rays`.
+      rays_per_chunk: how many rays are in memory at a time.
+    """
+    middle = jnp.full((sampling.num_samples,), 0.5, pose.dtype)
+
+    def pixel(index: Array) -> Rendering:
+        row, column = index // width, index % width
+        ray = pixel_rays(row, column, pose, focal, height=height, width=width, pixel_centre=pixel_centre)
+        return render_ray(field, ray, middle, sampling)
+
+    flat = jax.lax.map(pixel, jnp.arange(height * width), batch_size=min(rays_per_chunk, height * width))
+    return jax.tree.map(lambda leaf: leaf.reshape(height, width, *leaf.shape[1:]), flat)
