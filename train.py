@@ -7,6 +7,8 @@ The same command continues a run that is there already.
 
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,74 +20,89 @@ from tqdm import tqdm
 from jaxmeta import checkpoints, config, devices, evaluation, metalearning, runfiles, training
 from jaxmeta.assembly import SceneFunctions, scene_functions
 from jaxmeta.config import TrainConfig
-from jaxmeta.data.shapenet import load_split
+from jaxmeta.data.shapenet import Split, load_split
 from jaxmeta.errors import DivergedError, run_command
-from jaxmeta.metalearning import MetaMetrics, Params
+from jaxmeta.metalearning import MetaMetrics, MetaState, Params
+from jaxmeta.presets import PRESETS
+from jaxmeta.training import TrainSteps
 
 
 def main() -> None:
     """Trains as the command line says."""
-    settings = tyro.extras.overridable_config_cli(config.PRESETS)
+    settings = tyro.extras.overridable_config_cli(PRESETS)
     config.check(settings)
     mesh = devices.scene_mesh()
-    data = settings.data
-    split = load_split(data.root, data.class_name, "train", num_views=data.num_views, num_scenes=data.num_scenes)
+    split = load_scenes(settings, "train", settings.data.num_scenes)
     height, width = split.views.images.shape[2:4]
     functions = scene_functions(settings, height=height, width=width, num_rays=settings.inner.num_rays)
     validate = make_validate(settings, functions, mesh) if settings.validation.every else None
-
-    inner_optimiser, outer_optimiser = optax.sgd(settings.inner.step_size), config.outer_optimiser(settings.outer)
+    optimiser = config.outer_optimiser(settings.outer)
     train_steps = training.make_train_steps(
         functions.loss,
-        inner_optimiser,
-        outer_optimiser,
+        optax.sgd(settings.inner.step_size),
+        optimiser,
         mesh,
         seed=settings.seed,
         num_inner_steps=settings.inner.num_steps,
         unroll=settings.inner.unroll,
     )
     runfiles.claim_run(settings)
-    everywhere = devices.replicated(mesh)
-    state = metalearning.initial_state(functions.init(jax.random.key(settings.seed)), outer_optimiser)
+    state = metalearning.initial_state(functions.init(jax.random.key(settings.seed)), optimiser)
     with checkpoints.open_checkpoints(settings.run) as saved:
-        state = checkpoints.restore(saved, like=state, sharding=everywhere) or jax.device_put(state, everywhere)
+        state = checkpoints.restore(saved, like=state, sharding=devices.replicated(mesh)) or state
         runfiles.cut_metrics(settings.run, int(state.step))
-        scenes = jax.device_put(split.views, everywhere)
-        total, first = settings.outer.num_steps, int(state.step)
-        print(f"{len(split.ids)} scenes, {devices.describe()}, meta-steps {first} to {total}, in {settings.run}")
-        bar = tqdm(total=total, initial=first, unit="step", disable=None)
-        for step in range(first, total, settings.log_every):
-            begin = time.perf_counter()
+        train(settings, split, mesh, train_steps, state, validate, partial(checkpoints.save, saved))
+
+
+def train(
+    settings: TrainConfig,
+    split: Split,
+    mesh: Mesh,
+    train_steps: TrainSteps,
+    state: MetaState,
+    validate: Callable[[Params], float] | None,
+    save: Callable[[MetaState], None],
+) -> None:
+    """Takes meta-steps up to the configured number, with metrics, validation and checkpoints on the way."""
+    first, total = int(state.step), settings.outer.num_steps
+    state, scenes = jax.device_put((state, split.views), devices.replicated(mesh))
+    print(f"{len(split.ids)} scenes, {devices.describe()}, meta-steps {first} to {total}, in {settings.run}")
+    with tqdm(total=total, initial=first, unit="step", disable=None) as bar:
+        for start in range(first, total, settings.log_every):
+            began = time.perf_counter()
+            advance = min(settings.log_every, total - start)
+            step = start + advance
             batches = training.scene_batches(
-                settings.seed,
-                step,
-                min(settings.log_every, total - step),
-                num_scenes=len(split.ids),
-                scenes_per_step=settings.outer.num_scenes,
+                settings.seed, start, advance, num_scenes=len(split.ids), scenes_per_step=settings.outer.num_scenes
             )
             padded = training.pad_batches(batches, mesh, num_steps=settings.log_every)
             state, metrics = train_steps(state, scenes, padded)
-            metrics = jax.tree.map(np.asarray, metrics)
-            step += len(batches)
-            report = summarise(metrics, batches, split.ids, seconds=time.perf_counter() - begin)
+            report = summarise(jax.device_get(metrics), batches, split.ids)
+            seconds = time.perf_counter() - began
+            report |= {"seconds": seconds, "scenes_per_second": batches.size / seconds}
             if not np.isfinite(report["loss"]):
                 raise DivergedError(
-                    f"every scene diverged up to meta-step {step} of {settings.run}; its checkpoints are sound; "
-                    "start another run with a lower --inner.step-size or --outer.learning-rate"
+                    f"every scene of the meta-steps {start} to {step} of {settings.run} diverged; its checkpoints are "
+                    "sound; start another run with a lower --inner.step-size or --outer.learning-rate"
                 )
-            if validate and due(step, len(batches), settings.validation.every, total):
+            if validate and due(step, advance, settings.validation.every, total):
                 report["validation_psnr"] = validate(state.params)
             runfiles.append_metrics(settings.run, step=step, **report)
-            if due(step, len(batches), settings.checkpoint_every, total):
-                checkpoints.save(saved, state)
-            show(bar, step, len(batches), report)
-        bar.close()
+            if due(step, advance, settings.checkpoint_every, total):
+                save(state)
+            show(bar, step, advance, report)
+
+
+def load_scenes(settings: TrainConfig, name: str, num_scenes: int | None) -> Split:
+    """Returns the first scenes of a split."""
+    data = settings.data
+    return load_split(data.root, data.class_name, name, num_views=data.num_views, num_scenes=num_scenes)
 
 
 def make_validate(settings: TrainConfig, functions: SceneFunctions, mesh: Mesh) -> Callable[[Params], float]:
     """Returns a function that gives the mean PSNR in dB of held-out scenes after adaptation from one view."""
-    data, wanted = settings.data, settings.validation
-    split = load_split(data.root, data.class_name, "val", num_views=data.num_views, num_scenes=wanted.num_scenes)
+    wanted = settings.validation
+    split = load_scenes(settings, "val", wanted.num_scenes)
     fit_scenes = evaluation.make_fit_scenes(
         functions.loss, optax.sgd(settings.inner.step_size), functions.render_pose, mesh, stages=[wanted.num_steps]
     )
@@ -101,12 +118,10 @@ def make_validate(settings: TrainConfig, functions: SceneFunctions, mesh: Mesh) 
     return validate
 
 
-def summarise(
-    metrics: MetaMetrics, batches: np.ndarray, ids: tuple[str, ...], *, seconds: float
-) -> dict[str, float | list[str]]:
+def summarise(metrics: MetaMetrics, batches: np.ndarray, ids: tuple[str, ...]) -> dict[str, Any]:
     """Returns what is logged of some meta-steps.
 
-    Losses are before the first and before the last inner step; psnr is that of the last, in dB.
+    Losses are before the first and before the last inner step, on the rays of that step; psnr is of the last, in dB.
     """
     num_steps, num_scenes = batches.shape
     diverged = metrics.diverged[:num_steps, :num_scenes]
@@ -118,8 +133,6 @@ def summarise(
         "psnr": float(-10 * np.log10(losses[-1])),
         "gradient_norm": float(metrics.gradient_norm[:num_steps].mean()),
         "diverged": [ids[scene] for scene in batches[diverged]],
-        "seconds": seconds,
-        "scenes_per_second": batches.size / seconds,
     }
 
 
@@ -128,14 +141,15 @@ def due(step: int, advance: int, every: int, total: int) -> bool:
     return step == total or step // every > (step - advance) // every
 
 
-def show(bar: tqdm, step: int, advance: int, report: dict[str, float | list[str]]) -> None:
+def show(bar: tqdm, step: int, advance: int, report: dict[str, Any]) -> None:
     """Moves the progress bar, or prints a line where there is no terminal."""
     names = ("loss", "psnr", "validation_psnr", "scenes_per_second")
     told = "  ".join(f"{name} {report[name]:.4g}" for name in names if name in report)
     bar.set_postfix_str(told)
     bar.update(advance)
     if bar.disable:
-        print(f"step {step}  {told}", flush=True)
+        eta = tqdm.format_interval((bar.total - step) / advance * report["seconds"])
+        print(f"step {step}/{bar.total}  {told}  eta {eta}", flush=True)
 
 
 if __name__ == "__main__":

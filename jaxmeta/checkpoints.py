@@ -7,6 +7,7 @@ A step is written under a temporary name and renamed when it is complete.
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -85,7 +86,7 @@ def restore(checkpoints: Checkpoints, like: MetaState, sharding: Sharding) -> Me
         except Exception as error:  # orbax raises many kinds for damaged files; each makes a step unusable
             reason = (str(error) or type(error).__name__).splitlines()[0]
             rejected.append(f"checkpoint {step} rejected: {reason}")
-            print(rejected[-1])
+            print(f"warning: {rejected[-1]}", file=sys.stderr)
     if rejected:
         raise CheckpointError(
             f"{checkpoints.directory} holds no usable checkpoint ({'; '.join(rejected)}); "

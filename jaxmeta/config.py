@@ -1,4 +1,4 @@
-"""What a run consists of: frozen dataclasses, which are the command line's flags, and presets of them."""
+"""What a run consists of: frozen dataclasses, which are the command line's flags."""
 
 import dataclasses
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 import optax
+import tyro
 
 from jaxmeta.errors import InputError
 from jaxmeta.fields import DensityActivation
@@ -112,40 +113,37 @@ class TrainConfig:
     """Meta-steps between checkpoints; the end is always saved."""
 
 
-def _class_preset(class_name: str) -> TrainConfig:
-    return TrainConfig(run=Path(f"runs/{class_name}s"), data=DataConfig(class_name=class_name))
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Fit scenes never seen, from the learned and from the standard initialisation."""
 
+    run: tyro.conf.Positional[Path]
+    """Folder of a run of train.py."""
+    split: str = "test"
+    """The scenes to fit: a key of the splits file."""
+    num_scenes: int | None = None
+    """The first so many scenes of the split; None for all."""
+    support: tuple[int, ...] = (0,)
+    """Views that the inner loop fits."""
+    query: tuple[int, ...] = (1, 4, 7, 10, 13, 16, 19, 22)
+    """Held-out views to score."""
+    stages: tuple[int, ...] = (0, 1, 10, 32, 100, 1000)
+    """Numbers of inner steps after which to score, increasing."""
+    num_rays: int | None = None
+    """Rays of each inner step; None for the number of the training."""
+    step_size: float | None = None
+    """Learning rate of the inner loop; None for that of the training."""
+    scenes_at_once: int = 4
+    """Scenes adapted side by side; more is faster on a GPU and takes more memory."""
+    figure_scenes: int = 5
+    """Scenes shown in the figures."""
+    data_root: Path | None = None
+    """Where the data lie now; None for where they lay in training."""
+    seed: int = 1
+    """Of the standard initialisation and of every draw."""
+    out: Path | None = None
+    """Folder for the results; None for RUN/eval."""
 
-PRESETS: dict[str, tuple[str, TrainConfig]] = {
-    "toy": (
-        "toy cars, small enough for a CPU",
-        TrainConfig(
-            run=Path("runs/toy"),
-            data=DataConfig(root=Path("data/toy"), class_name="toycar"),
-            field=FieldConfig(width=64, depth=4, num_frequencies=10, max_log2_frequency=5.0),
-            sampling=Sampling(near=2.8, far=5.2, num_samples=32),
-            inner=InnerConfig(num_rays=64),
-            outer=OuterConfig(num_steps=100, num_scenes=4, learning_rate=2e-3, schedule="cosine"),
-            validation=ValidationConfig(every=50, num_scenes=4, num_steps=32),
-            log_every=10,
-            checkpoint_every=50,
-        ),
-    ),
-    "cars": ("ShapeNet cars", _class_preset("car")),
-    "chairs": ("ShapeNet chairs", _class_preset("chair")),
-    "lamps": ("ShapeNet lamps", _class_preset("lamp")),
-    "original": (
-        "ShapeNet cars with the exact settings of the original 100-line script",
-        TrainConfig(
-            run=Path("runs/original"),
-            field=FieldConfig(density_activation="relu", compute_dtype="float32"),
-            sampling=Sampling(last_interval=1e10),
-            pixel_centre=0.0,
-            outer=OuterConfig(num_steps=100_000, num_scenes=1, learning_rate=5e-5),
-            validation=ValidationConfig(every=2000),
-        ),
-    ),
-}
 
 # What may change when a run continues: where things lie and how often it reports.
 _FREE_TO_CHANGE = ("run", "data.root", "validation.", "log_every", "checkpoint_every", "inner.unroll")
@@ -205,6 +203,28 @@ def check(config: TrainConfig) -> None:
             f"--validation.query {config.validation.query} must lie from 1 to {config.data.num_views - 1}: "
             "view 0 is the support, and --data.num-views are loaded"
         )
+
+
+def check_eval(wanted: EvalConfig) -> None:
+    """Refuses values that cannot be meant.
+
+    Raises:
+      InputError: names the flag.
+    """
+    if list(wanted.stages) != sorted(set(wanted.stages)) or not wanted.stages or wanted.stages[0] < 0:
+        raise InputError(f"--stages {wanted.stages} must be numbers of steps that increase from 0 or more")
+    if not wanted.support or not wanted.query or min(*wanted.support, *wanted.query) < 0:
+        raise InputError(f"--support {wanted.support} and --query {wanted.query} must be numbers of views, from 0")
+    both = set(wanted.support) & set(wanted.query)
+    if both:
+        raise InputError(f"--query {wanted.query} holds the support views {sorted(both)}; they are not held out")
+    for flag, value in {
+        "num-rays": wanted.num_rays,
+        "step-size": wanted.step_size,
+        "num-scenes": wanted.num_scenes,
+    }.items():
+        if value is not None and not value > 0:
+            raise InputError(f"--{flag} {value} must be positive")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

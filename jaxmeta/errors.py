@@ -29,6 +29,12 @@ class DivergedError(JaxmetaError):
     exit_code = 4
 
 
+class StorageError(JaxmetaError):
+    """A disk is full or cannot be written."""
+
+    exit_code = 6
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Runs an entry point; a JaxmetaError ends it with one line on stderr and the error's exit code."""
     try:
