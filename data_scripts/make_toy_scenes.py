@@ -328,7 +328,14 @@ def main(args: list[str] | None = None) -> None:
     try:
         check(config)
         with ThreadPoolExecutor() as pool:
-            list(tqdm(pool.map(partial(make_scene, config), range(config.num_scenes)), "scenes", config.num_scenes))
+            list(
+                tqdm(
+                    pool.map(partial(make_scene, config), range(config.num_scenes)),
+                    "scenes",
+                    config.num_scenes,
+                    disable=None,
+                )
+            )
         for index in range(config.num_scenes):
             splits[SPLIT_CYCLE[index % len(SPLIT_CYCLE)]].append(scene_id(index))
         write_splits(config.out, CLASS_NAME, splits)

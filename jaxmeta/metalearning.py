@@ -159,7 +159,7 @@ def meta_step(
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(jnp.any(counted), new, old), improved, (state.params, state.opt_state)
     )
-    metrics = MetaMetrics(_mean_where(counted, losses), optax.global_norm(gradient), counts & ~finite)
+    metrics = MetaMetrics(_mean_where(counted, losses), optax.tree.norm(gradient), counts & ~finite)
     return MetaState(params, opt_state, state.step + jnp.any(counts)), metrics
 
 

@@ -94,7 +94,7 @@ def test_another_training_is_refused_the_folder(data, run):
     done = train(data, run, **{"outer.num-steps": 7, "inner.step-size": 0.1})
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
-    assert "inner.step_size: 0.5 -> 0.1" in done.stderr
+    assert "inner.step_size: 1.0 -> 0.1" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

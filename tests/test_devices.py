@@ -1,0 +1,55 @@
+"""Scenes spread over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxmeta.devices import by_scene, describe, padded_size, replicated, resolve_dtype, scene_mesh
+
+
+def test_the_mesh_holds_every_device():
+    mesh = scene_mesh()
+    assert mesh.size == jax.device_count() == 8
+    assert mesh.axis_names == ("scenes",)
+    assert set(mesh.devices.ravel()) == set(jax.devices())
+
+
+def test_scenes_are_shared_and_params_are_everywhere(mesh8):
+    array = np.arange(32.0).reshape(16, 2)
+    shared, whole = jax.device_put(array, by_scene(mesh8)), jax.device_put(array, replicated(mesh8))
+    assert [shard.data.shape for shard in shared.addressable_shards] == [(2, 2)] * 8
+    assert [shard.data.shape for shard in whole.addressable_shards] == [(16, 2)] * 8
+    second_axis = jax.device_put(array.T, by_scene(mesh8, axis=1))
+    assert [shard.data.shape for shard in second_axis.addressable_shards] == [(2, 2)] * 8
+
+
+def test_vmap_over_shared_scenes(mesh8):
+    # With explicit axes, jax's default, this would not even trace.
+    shared = jax.device_put(jnp.arange(16.0), by_scene(mesh8))
+    doubled = jax.jit(jax.vmap(lambda x: jax.lax.scan(lambda c, _: (c + x, None), 0.0 * x, length=2)[0]))(shared)
+    np.testing.assert_array_equal(doubled, 2 * np.arange(16))
+
+
+@given(num_scenes=st.integers(0, 1000))
+def test_padded_size_is_the_smallest_that_divides(mesh8, mesh1, num_scenes):
+    assert padded_size(num_scenes, mesh1) == num_scenes
+    size = padded_size(num_scenes, mesh8)
+    assert size % 8 == 0 and num_scenes <= size < num_scenes + 8
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("auto", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")])
+def test_dtypes_on_a_cpu(name, wanted):
+    assert resolve_dtype(name) == jnp.dtype(wanted)
+
+
+def test_auto_is_bfloat16_where_the_hardware_is_made_for_it(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert resolve_dtype("auto") == jnp.bfloat16
+    assert resolve_dtype("float32") == jnp.float32
+
+
+def test_devices_in_words():
+    assert describe() == "8 x cpu"
