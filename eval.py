@@ -16,7 +16,7 @@ from tqdm import tqdm
 from jaxmeta import checkpoints, config, devices, evaluation, metalearning, results, runfiles
 from jaxmeta.assembly import SceneFunctions, scene_functions
 from jaxmeta.config import EvalConfig, TrainConfig
-from jaxmeta.data.shapenet import Split, load_split
+from jaxmeta.data.splits import Split, load_split
 from jaxmeta.errors import CheckpointError, run_command
 from jaxmeta.evaluation import Fit
 from jaxmeta.gallery import write_figures
@@ -35,6 +35,8 @@ def main() -> None:
         wanted.split,
         num_views=max(*wanted.support, *wanted.query) + 1,
         num_scenes=wanted.num_scenes,
+        layout=settings.data.layout,
+        assume_opaque=settings.data.assume_opaque,
     )
     height, width = split.views.images.shape[2:4]
     functions = scene_functions(

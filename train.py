@@ -17,10 +17,10 @@ import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmeta import checkpoints, config, devices, evaluation, metalearning, runfiles, training
+from jaxmeta import checkpoints, config, devices, evaluation, feeding, metalearning, runfiles, training
 from jaxmeta.assembly import SceneFunctions, scene_functions
 from jaxmeta.config import TrainConfig
-from jaxmeta.data.shapenet import Split, load_split
+from jaxmeta.data.splits import Split, load_split
 from jaxmeta.errors import DivergedError, run_command
 from jaxmeta.metalearning import MetaMetrics, MetaState, Params
 from jaxmeta.presets import PRESETS
@@ -65,25 +65,32 @@ def train(
 ) -> None:
     """Takes meta-steps up to the configured number, with metrics, validation and checkpoints on the way."""
     first, total = int(state.step), settings.outer.num_steps
-    state, scenes = jax.device_put((state, split.views), devices.replicated(mesh))
+    state = jax.device_put(state, devices.replicated(mesh))
+    plan = training.plan_batches(
+        settings.seed,
+        first,
+        total,
+        steps_per_chunk=settings.log_every,
+        num_scenes=len(split.ids),
+        scenes_per_step=settings.outer.num_scenes,
+    )
+    chunks = feeding.chunks(
+        split.views, plan, mesh, steps_per_chunk=settings.log_every, residency=settings.data.residency
+    )
     print(f"{len(split.ids)} scenes, {devices.describe()}, meta-steps {first} to {total}, in {settings.run}")
     with tqdm(total=total, initial=first, unit="step", disable=None) as bar:
-        for start in range(first, total, settings.log_every):
-            began = time.perf_counter()
-            advance = min(settings.log_every, total - start)
-            step = start + advance
-            batches = training.scene_batches(
-                settings.seed, start, advance, num_scenes=len(split.ids), scenes_per_step=settings.outer.num_scenes
-            )
-            padded = training.pad_batches(batches, mesh, num_steps=settings.log_every)
-            state, metrics = train_steps(state, scenes, padded)
-            report = summarise(jax.device_get(metrics), batches, split.ids)
+        step, began = first, time.perf_counter()
+        for chunk in chunks:
+            advance = len(chunk.batches)
+            step += advance
+            state, metrics = train_steps(state, chunk.scenes, chunk.places)
+            report = summarise(jax.device_get(metrics), chunk.batches, split.ids)
             seconds = time.perf_counter() - began
-            report |= {"seconds": seconds, "scenes_per_second": batches.size / seconds}
+            report |= {"seconds": seconds, "scenes_per_second": chunk.batches.size / seconds}
             if not np.isfinite(report["loss"]):
                 raise DivergedError(
-                    f"every scene of the meta-steps {start} to {step} of {settings.run} diverged; its checkpoints are "
-                    "sound; start another run with a lower --inner.step-size or --outer.learning-rate"
+                    f"every scene of the meta-steps {step - advance} to {step} of {settings.run} diverged; its saves "
+                    "are sound; start another run with a lower --inner.step-size or --outer.learning-rate"
                 )
             if validate and due(step, advance, settings.validation.every, total):
                 report["validation_psnr"] = validate(state.params)
@@ -91,12 +98,22 @@ def train(
             if due(step, advance, settings.checkpoint_every, total):
                 save(state)
             show(bar, step, advance, report)
+            began = time.perf_counter()
 
 
 def load_scenes(settings: TrainConfig, name: str, num_scenes: int | None) -> Split:
     """Returns the first scenes of a split."""
     data = settings.data
-    return load_split(data.root, data.class_name, name, num_views=data.num_views, num_scenes=num_scenes)
+    return load_split(
+        data.root,
+        data.class_name,
+        name,
+        num_views=data.num_views,
+        num_scenes=num_scenes,
+        layout=data.layout,
+        assume_opaque=data.assume_opaque,
+        verify=data.verify,
+    )
 
 
 def make_validate(settings: TrainConfig, functions: SceneFunctions, mesh: Mesh) -> Callable[[Params], float]:

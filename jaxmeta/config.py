@@ -8,7 +8,9 @@ import msgspec
 import optax
 import tyro
 
+from jaxmeta.data.splits import Layout
 from jaxmeta.errors import InputError
+from jaxmeta.feeding import Residency
 from jaxmeta.fields import DensityActivation
 from jaxmeta.rendering import Sampling
 
@@ -25,6 +27,15 @@ class DataConfig:
     """Views loaded of each scene: the first ones that it lists."""
     num_scenes: int | None = None
     """Train on the first so many scenes of the split; None for all."""
+    layout: Layout = "auto"
+    """How the files are laid out; auto looks what is there."""
+    assume_opaque: bool = False
+    """Take RGB images, which have no alpha, as opaque."""
+    verify: bool = False
+    """Compare the checksums of the packed scenes at the start, not only their sizes."""
+    residency: Residency = "auto"
+    """Where the scenes are kept: on the device, or on the host, from where those of the next steps are sent ahead. auto
+    takes the device if that leaves half of its memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +157,16 @@ class EvalConfig:
 
 
 # What may change when a run continues: where things lie and how often it reports.
-_FREE_TO_CHANGE = ("run", "data.root", "validation.", "log_every", "checkpoint_every", "inner.unroll")
+_FREE_TO_CHANGE = (
+    "run",
+    "data.root",
+    "data.verify",
+    "data.residency",
+    "validation.",
+    "log_every",
+    "checkpoint_every",
+    "inner.unroll",
+)
 
 
 def outer_optimiser(config: OuterConfig) -> optax.GradientTransformation:

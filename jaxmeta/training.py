@@ -11,13 +11,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
-from jaxmeta.devices import by_scene, padded_size
+from jaxmeta.devices import by_scene
+from jaxmeta.feeding import FILLER
 from jaxmeta.metalearning import LossFn, MetaMetrics, MetaState, meta_step, reptile
 
 TrainSteps = Callable[[MetaState, Any, Int[Any, "steps scenes"]], tuple[MetaState, MetaMetrics]]
-
-FILLER = -1
-"""Stands for no scene in a batch."""
 
 
 def scene_batches(
@@ -41,13 +39,20 @@ def scene_batches(
     return order[offset : offset + last - first].reshape(num_steps, scenes_per_step)
 
 
-def pad_batches(
-    batches: Int[np.ndarray, "steps scenes"], mesh: Mesh, *, num_steps: int
-) -> Int[np.ndarray, "padded_steps padded_scenes"]:
-    """Returns the batches with fillers, up to `num_steps` and to a width that the devices divide."""
-    padded = np.full((num_steps, padded_size(batches.shape[1], mesh)), FILLER, np.int32)
-    padded[: batches.shape[0], : batches.shape[1]] = batches
-    return padded
+def plan_batches(
+    seed: int, first_step: int, last_step: int, *, steps_per_chunk: int, num_scenes: int, scenes_per_step: int
+) -> list[Int[np.ndarray, "_ scenes"]]:
+    """Returns `scene_batches` of the steps up to `last_step`, cut into chunks of at most `steps_per_chunk` steps."""
+    return [
+        scene_batches(
+            seed,
+            start,
+            min(steps_per_chunk, last_step - start),
+            num_scenes=num_scenes,
+            scenes_per_step=scenes_per_step,
+        )
+        for start in range(first_step, last_step, steps_per_chunk)
+    ]
 
 
 def make_train_steps(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxmeta.cameras import orbit_pose
-from jaxmeta.data.shapenet import load_scene, load_split, write_scene, write_splits
+from jaxmeta.data.shapenet import load_scene, write_scene, write_splits
+from jaxmeta.data.splits import load_split
 from jaxmeta.errors import InputError
 
 ANGLE = 0.7

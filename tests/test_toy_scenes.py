@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmeta.cameras import orbit_pose
-from jaxmeta.data.shapenet import Split, load_split
+from jaxmeta.data.splits import Split, load_split
 
 SIZE, NUM_VIEWS = 64, 5
 FLAGS = ["--num-views", str(NUM_VIEWS), "--size", str(SIZE)]

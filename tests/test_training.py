@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmeta.devices import replicated
+from jaxmeta.feeding import FILLER, pad_batches
 from jaxmeta.metalearning import adapt, initial_state
 from jaxmeta.objectives import photometric_loss
-from jaxmeta.training import FILLER, make_train_steps, pad_batches, scene_batches
+from jaxmeta.training import make_train_steps, scene_batches
 
 PLANS = {
     "seed": st.integers(0, 2**31),

@@ -1,0 +1,45 @@
+"""The layout of NeRF's synthetic scenes (Mildenhall et al. 2020): one object, a file for each split.
+
+    <root>/transforms_<split>.json       see transforms.py; file_path is relative to <root>, such as ./train/r_0
+    <root>/<file_path>.png               8-bit RGBA
+
+A split is one scene, the object, with the views of that split.
+"""
+
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from jaxmeta.cameras import Views
+from jaxmeta.data.png import read_rgba, reject
+from jaxmeta.data.scenes import stack_views
+from jaxmeta.data.transforms import focal_length, read_transforms
+
+
+def transforms_path(root: Path, split: str) -> Path:
+    """Returns the file that lists the views of a split."""
+    return root / f"transforms_{split}.json"
+
+
+def load_scene(root: Path, *, split: str, num_views: int, assume_opaque: bool = False) -> Views:
+    """Returns the first views of a split.
+
+    Raises:
+      InputError: something is missing or malformed.
+    """
+    path = transforms_path(root, split)
+    transforms = read_transforms(path, num_views=num_views)
+    image_paths = [_image_path(path, index, name) for index, name in enumerate(transforms.file_paths)]
+    images = [read_rgba(image_path, assume_opaque=assume_opaque) for image_path in image_paths]
+    return stack_views(path, images, transforms.poses, focal_length(transforms.camera_angle_x, images[0].shape[1]))
+
+
+def _image_path(path: Path, index: int, file_path: str) -> Path:
+    parts = PurePosixPath(file_path)
+    refuse = partial(reject, path, f"has file_path {file_path!r} in frames[{index}], wanted a path inside its folder")
+    if not parts.name or parts.is_absolute() or ".." in parts.parts or "\\" in file_path or "\0" in file_path:
+        refuse()
+    root = path.parent.resolve()
+    image_path = root / parts.parent / f"{parts.name}.png"
+    if not image_path.resolve().is_relative_to(root):
+        refuse()
+    return image_path

@@ -1,0 +1,143 @@
+"""Looks through a whole data set and tells all that is wrong with it, not only the first thing.
+
+python -m jaxmeta.data.check DATA --class-name car
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from jaxmeta.cameras import Views
+from jaxmeta.data.scenes import SceneFolder
+from jaxmeta.data.splits import Layout, SplitSource, find_split
+from jaxmeta.errors import InputError, run_command
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckConfig:
+    """Look through a whole data set for what is broken or suspicious."""
+
+    root: tyro.conf.Positional[Path]
+    """Folder of the data set."""
+    class_name: str = "car"
+    """The class of scenes."""
+    splits: tuple[str, ...] = ("train", "val", "test")
+    """Which splits to look at."""
+    num_views: int = 25
+    """Views looked at of each scene: the first ones."""
+    layout: Layout = "auto"
+    """How the files are laid out; auto looks what is there."""
+    assume_opaque: bool = False
+    """Take RGB images, which have no alpha, as opaque."""
+
+
+class Finding(NamedTuple):
+    """What is known of one scene."""
+
+    scene: SceneFolder
+    error: str | None
+    size: tuple[int, ...] = ()
+    """Views, height and width."""
+    distances: tuple[float, float] = (0.0, 0.0)
+    """Nearest and furthest camera, from the origin."""
+    warnings: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    """Of each image."""
+
+
+def main() -> None:
+    """Looks through the data set that the command line names; raises InputError where it found an error."""
+    wanted = tyro.cli(CheckConfig)
+    num_errors = 0
+    seen: dict[str, set[str]] = defaultdict(set)
+    for split in wanted.splits:
+        try:
+            source = find_split(wanted.root, wanted.class_name, split, wanted.layout)
+        except InputError as error:
+            print(f"{split}: error: {error}")
+            num_errors += 1
+            continue
+        findings = list(_look(source, wanted, split))
+        for line in _report(split, findings):
+            print(line)
+        num_errors += sum(finding.error is not None for finding in findings) + (len(_sizes(findings)) > 1)
+        for finding in findings:
+            for digest in finding.digests:
+                seen[digest].add(split)
+    for pair, count in Counter(tuple(sorted(splits)) for splits in seen.values() if len(splits) > 1).items():
+        print(f"warning: {count} images are the same in {' and '.join(pair)}")
+    if num_errors:
+        raise InputError(f"{wanted.root} has {num_errors} errors, listed above")
+
+
+def _look(source: SplitSource, wanted: CheckConfig, split: str) -> Iterator[Finding]:
+    load = partial(source.load_scene, num_views=wanted.num_views, assume_opaque=wanted.assume_opaque)
+
+    def look(scene: SceneFolder) -> Finding:
+        try:
+            return _examine(scene, load(scene.folder))
+        except InputError as error:
+            return Finding(scene, str(error))
+
+    with ThreadPoolExecutor() as pool:
+        findings = pool.map(look, source.scenes)
+        yield from tqdm(findings, total=len(source.scenes), desc=split, unit="scene", disable=None, leave=False)
+
+
+def _examine(scene: SceneFolder, views: Views) -> Finding:
+    alpha = views.images[..., 3]
+    covered = alpha.any(axis=(1, 2))
+    warnings = []
+    if not covered.any():
+        warnings.append("is transparent in all views")
+    elif not covered.all():
+        warnings.append(f"is transparent in views {np.flatnonzero(~covered).tolist()}")
+    elif not views.images[alpha > 0][:, :3].any():
+        warnings.append("is black in all views")
+    digests = tuple(
+        hashlib.sha256(image.tobytes()).hexdigest()
+        for image, visible in zip(views.images, covered, strict=True)
+        if visible
+    )
+    if len(set(digests)) < len(digests):
+        warnings.append("shows the same image twice")
+    distances = np.linalg.norm(views.poses[:, :3, 3], axis=-1)
+    away = np.sum(views.poses[:, :3, 2] * views.poses[:, :3, 3], axis=-1) <= 0
+    if away.any():
+        warnings.append(f"has cameras that look away from the origin in views {np.flatnonzero(away).tolist()}")
+    spread = (float(distances.min()), float(distances.max()))
+    return Finding(scene, None, views.images.shape[:3], spread, tuple(warnings), digests)
+
+
+def _report(split: str, findings: list[Finding]) -> Iterator[str]:
+    sound = [finding for finding in findings if finding.error is None]
+    sizes = _sizes(findings)
+    shown = ", ".join(f"{count} of {v} views of {w} x {h}" for (v, h, w), count in sizes.most_common())
+    yield f"{split}: {len(findings)} scenes, {len(sound)} sound: {shown or 'none'}"
+    if sound:
+        nearest = min(finding.distances[0] for finding in sound)
+        furthest = max(finding.distances[1] for finding in sound)
+        yield f"{split}: cameras are {nearest:.3g} to {furthest:.3g} from the origin"
+    if len(sizes) > 1:
+        yield f"{split}: error: all scenes of a split must have one size"
+    for finding in findings:
+        if finding.error:
+            yield f"{split}: error: {finding.error}"
+        yield from (f"{split}: warning: {finding.scene.folder} {warning}" for warning in finding.warnings)
+
+
+def _sizes(findings: list[Finding]) -> Counter[tuple[int, ...]]:
+    return Counter(finding.size for finding in findings if finding.error is None)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,107 @@
+"""Finds out how a data set is laid out and returns a split of it as arrays, packed at first use."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from jaxmeta.cameras import Views
+from jaxmeta.data import blender, packing, shapenet, srn
+from jaxmeta.data.scenes import SceneFolder
+from jaxmeta.errors import InputError
+
+Layout = Literal["auto", "shapenet", "srn", "blender"]
+
+
+class Split(NamedTuple):
+    """The scenes of one split."""
+
+    ids: tuple[str, ...]
+    views: Views
+
+
+class SplitSource(NamedTuple):
+    """A split on disk."""
+
+    scenes: list[SceneFolder]
+    load_scene: Callable[..., Views]
+    """`(folder, num_views, assume_opaque) -> Views` of one scene."""
+
+
+def load_split(
+    root: Path,
+    class_name: str,
+    split: str,
+    *,
+    num_views: int,
+    num_scenes: int | None = None,
+    layout: Layout = "auto",
+    assume_opaque: bool = False,
+    verify: bool = False,
+) -> Split:
+    """Returns the first views of the scenes of a split; the arrays are memory-mapped.
+
+    Args:
+      root: the folder of the data set.
+      class_name: such as "car".
+      split: such as "train".
+      num_views: how many views of each scene.
+      num_scenes: at most so many scenes, the first ones; None for all.
+      layout: see the modules of that name; "auto" looks which one is there.
+      assume_opaque: take RGB images, as opaque.
+      verify: compare the checksums of the packed arrays, not only their sizes.
+
+    Raises:
+      InputError: something is missing or malformed.
+      StorageError: the packed arrays cannot be written.
+    """
+    source = find_split(root, class_name, split, layout)
+    scenes = source.scenes[:num_scenes]
+    key = (layout, [scene.id for scene in scenes], num_views, assume_opaque)
+    name = f"{class_name}-{split}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
+    views = packing.load_packed(
+        cache_folder(root) / name,
+        scenes,
+        partial(source.load_scene, num_views=num_views, assume_opaque=assume_opaque),
+        packing.fingerprint(scene.folder for scene in scenes),
+        verify=verify,
+    )
+    return Split(tuple(scene.id for scene in scenes), views)
+
+
+def cache_folder(root: Path) -> Path:
+    """Returns where the packed arrays of a data set lie: beside it, or in the user's cache where that is read-only."""
+    if os.access(root, os.W_OK):
+        return root / ".jaxmeta"
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return user_cache / "jaxmeta" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+
+
+def find_split(root: Path, class_name: str, split: str, layout: Layout = "auto") -> SplitSource:
+    """Returns which scenes a split has and how to read them.
+
+    Raises:
+      InputError: there is no such split.
+    """
+    if layout == "auto":
+        layout = _detect(root, class_name, split)
+    if layout == "shapenet":
+        return SplitSource(shapenet.scene_folders(root, class_name, split), shapenet.load_scene)
+    if layout == "srn":
+        return SplitSource(srn.scene_folders(root, class_name, split), srn.load_scene)
+    return SplitSource([SceneFolder(root.resolve().name, root)], partial(blender.load_scene, split=split))
+
+
+def _detect(root: Path, class_name: str, split: str) -> Layout:
+    if shapenet.splits_path(root, class_name).exists():
+        return "shapenet"
+    if srn.split_folder(root, class_name, split):
+        return "srn"
+    if blender.transforms_path(root, split).exists():
+        return "blender"
+    raise InputError(
+        f"{root} holds no data of class '{class_name}' and split '{split}': wanted {class_name}_splits.json, a folder "
+        f"{class_name}_{split} or {class_name}s_{split}, or transforms_{split}.json; see --data.root, --data.class-name"
+    )

@@ -1,0 +1,96 @@
+"""The layout of Scene Representation Networks (Sitzmann et al. 2019): a folder for each split, text files for cameras.
+
+    <root>/<class>_train/<id>/intrinsics.txt   focal cx cy 0. / x y z / scale / height width
+    <root>/<class>_train/<id>/pose/000000.txt  16 numbers: camera to world, OpenCV axes (x right, y down, z forwards)
+    <root>/<class>_train/<id>/rgb/000000.png   RGB or RGBA on white; RGB needs assume_opaque
+
+and likewise `<class>_val` and `<class>_test`; `<class>` may have an s (`cars_train`). Scenes come in the order of their
+ids, views in the order of their names.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxmeta.cameras import Views
+from jaxmeta.data.png import read_rgba, reject
+from jaxmeta.data.scenes import NAME, SceneFolder, stack_views
+from jaxmeta.data.transforms import check_pose
+
+_OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+def split_folder(root: Path, class_name: str, split: str) -> Path | None:
+    """Returns the folder of a split's scenes, or None where there is none."""
+    names = (f"{class_name}_{split}", f"{class_name}s_{split}")
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def scene_folders(root: Path, class_name: str, split: str) -> list[SceneFolder]:
+    """Returns the scenes in the folder of a split, by id.
+
+    Raises:
+      InputError: there are none, or a folder's name is no id.
+    """
+    folder = split_folder(root, class_name, split)
+    if folder is None:
+        reject(root, f"has no folder '{class_name}_{split}' or '{class_name}s_{split}'")
+    scenes = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not scenes:
+        reject(folder, "holds no scenes")
+    for path in scenes:
+        if not NAME.fullmatch(path.name):
+            reject(path, "has a name that is no scene id: letters, digits, '.', '_' and '-'")
+    return [SceneFolder(path.name, path) for path in scenes]
+
+
+def load_scene(folder: Path, *, num_views: int, assume_opaque: bool = False) -> Views:
+    """Returns the first views of one scene.
+
+    Raises:
+      InputError: something is missing or malformed.
+    """
+    pose_paths = sorted((folder / "pose").glob("*.txt"))
+    if len(pose_paths) < num_views:
+        reject(folder / "pose", f"has {len(pose_paths)} poses, {num_views} are wanted; lower --data.num-views")
+    pose_paths = pose_paths[:num_views]
+    poses = np.stack([_read_pose(path) for path in pose_paths])
+    images = [read_rgba(folder / "rgb" / f"{path.stem}.png", assume_opaque=assume_opaque) for path in pose_paths]
+    focal = _read_focal(folder / "intrinsics.txt", images[0].shape[:2])
+    return stack_views(folder / "rgb", images, poses, focal)
+
+
+def _read_pose(path: Path) -> np.ndarray:
+    numbers = _read_numbers(path)
+    if len(numbers) != 16:
+        reject(path, f"holds {len(numbers)} numbers, wanted the 16 of a pose")
+    return check_pose(path, "pose", np.reshape(numbers, (4, 4))) @ _OPENCV_TO_OPENGL
+
+
+def _read_focal(path: Path, size: tuple[int, int]) -> float:
+    """Returns the focal length in pixels of an image of this height and width."""
+    numbers = _read_numbers(path)
+    if len(numbers) < 6:
+        reject(path, f"holds {len(numbers)} numbers, wanted focal, cx, cy, ..., height, width")
+    focal, cx, cy = numbers[:3]
+    height, width = numbers[-2:]
+    if not (focal > 0 and height > 0 and width > 0):
+        reject(path, f"has focal {focal}, height {height} and width {width}, wanted positive numbers")
+    if abs(cx - width / 2) > 1 or abs(cy - height / 2) > 1:
+        reject(path, f"has its principal point at {cx}, {cy}, wanted the centre of {width:g} x {height:g} pixels")
+    if abs(height * size[1] - width * size[0]) > 1e-3 * width * size[0]:
+        reject(path, f"is for images of {width:g} x {height:g} pixels, but they are {size[1]} x {size[0]}")
+    # Images that were scaled down keep the intrinsics of the original size.
+    return focal * size[1] / width
+
+
+def _read_numbers(path: Path) -> list[float]:
+    try:
+        numbers = [float(word) for word in path.read_text(encoding="ascii").split()]
+    except OSError as error:
+        reject(path, f"cannot be read: {error.strerror}")
+    except ValueError as error:
+        reject(path, f"holds something that is not a number: {error}")
+    if not np.isfinite(numbers).all():
+        reject(path, "holds a number that is not finite")
+    return numbers

@@ -1,0 +1,102 @@
+"""Brings scenes to the devices: all at once where they fit, else those of the next steps while the last ones run."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int, PyTree
+
+from jaxmeta.devices import padded_size, replicated
+
+Residency = Literal["auto", "device", "host"]
+Item = TypeVar("Item")
+
+FILLER = -1
+"""Stands for no scene in a batch."""
+_SHARE_OF_MEMORY = 0.5
+"""Of a device's memory that scenes may take before they stay on the host."""
+
+
+class Chunk(NamedTuple):
+    """What the compiled function needs for some consecutive meta-steps."""
+
+    batches: Int[np.ndarray, "steps scenes"]
+    """Which scenes of the data set each step adapts."""
+    scenes: PyTree
+    """On the devices: all scenes, or those of this chunk."""
+    places: Int[np.ndarray, "padded_steps padded_scenes"]
+    """Where in `scenes` they lie, with fillers."""
+
+
+def resolve_residency(residency: Residency, scenes: PyTree) -> Literal["device", "host"]:
+    """Returns where the scenes are kept; "auto" is on the device where they leave half of its memory free."""
+    if residency != "auto":
+        return residency
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf)
+    return "device" if num_bytes(scenes) <= _SHARE_OF_MEMORY * limit else "host"
+
+
+def num_bytes(scenes: PyTree) -> int:
+    """Returns the size of all arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(scenes))
+
+
+def chunks(
+    scenes: PyTree,
+    plan: Sequence[Int[np.ndarray, "_ scenes"]],
+    mesh: Mesh,
+    *,
+    steps_per_chunk: int,
+    residency: Residency,
+) -> Iterator[Chunk]:
+    """Yields what each chunk of meta-steps needs.
+
+    Every chunk has the same shapes, so one compiled function serves all; what it computes does not depend on the
+    residency.
+
+    Args:
+      scenes: of the data set, on the host, along the leading axis.
+      plan: the batches of each chunk.
+      mesh: the devices.
+      steps_per_chunk: shorter chunks are filled up.
+      residency: where the scenes are kept.
+    """
+    if resolve_residency(residency, scenes) == "device":
+        resident = jax.device_put(scenes, replicated(mesh))
+        for batches in plan:
+            yield Chunk(batches, resident, pad_batches(batches, mesh, num_steps=steps_per_chunk))
+        return
+    num_scenes = len(jax.tree.leaves(scenes)[0])
+
+    def stream(batches: Int[np.ndarray, "steps scenes"]) -> Chunk:
+        used, places = np.unique(batches, return_inverse=True)
+        rows = np.resize(used, min(num_scenes, steps_per_chunk * batches.shape[1]))
+        part = jax.tree.map(lambda leaf: np.asarray(leaf[rows]), scenes)
+        places = pad_batches(places.reshape(batches.shape), mesh, num_steps=steps_per_chunk)
+        return Chunk(batches, jax.device_put(part, replicated(mesh)), places)
+
+    yield from made_ahead(stream, plan)
+
+
+def pad_batches(
+    batches: Int[np.ndarray, "steps scenes"], mesh: Mesh, *, num_steps: int
+) -> Int[np.ndarray, "padded_steps padded_scenes"]:
+    """Returns the batches with fillers, up to `num_steps` and to a width that the devices divide."""
+    padded = np.full((num_steps, padded_size(batches.shape[1], mesh)), FILLER, np.int32)
+    padded[: batches.shape[0], : batches.shape[1]] = batches
+    return padded
+
+
+def made_ahead(make: Callable[[Item], Chunk], items: Sequence[Item]) -> Iterator[Chunk]:
+    """Yields `make` of each item; a thread makes the next while the last is used. Its error is raised here."""
+    with ThreadPoolExecutor(1) as thread:
+        pending: Future[Chunk] | None = None
+        for item in items:
+            last, pending = pending, thread.submit(make, item)
+            if last:
+                yield last.result()
+        if pending:
+            yield pending.result()
