@@ -5,6 +5,7 @@
 Writes results.json, results.csv and figures into the folder `eval` of the run.
 """
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -28,6 +29,8 @@ def main() -> None:
     wanted = tyro.cli(EvalConfig)
     settings = config.load(wanted.run / "config.json")
     config.check_eval(wanted)
+    out = wanted.out or wanted.run / "eval"
+    runfiles.claim_folder(out)
     root = wanted.data_root or settings.data.root
     split = load_split(
         root,
@@ -43,14 +46,16 @@ def main() -> None:
         settings, height=height, width=width, num_rays=wanted.num_rays or settings.inner.num_rays
     )
     mesh = devices.scene_mesh()
-    step, learned = load_learned(wanted.run, settings, functions, mesh)
+    step, learned = load_learned(wanted, settings, functions, mesh)
     initialisations = {"standard": functions.init(jax.random.key(wanted.seed)), "learned": learned}
-    fit_scenes = evaluation.make_fit_scenes(
-        functions.loss,
-        optax.sgd(wanted.step_size or settings.inner.step_size),
-        functions.render_pose,
-        mesh,
-        stages=wanted.stages,
+    fit_scenes = evaluation.within_memory(
+        lambda rays_per_chunk: evaluation.make_fit_scenes(
+            functions.loss,
+            optax.sgd(wanted.step_size or settings.inner.step_size),
+            partial(functions.render_pose, rays_per_chunk=rays_per_chunk),
+            mesh,
+            stages=wanted.stages,
+        )
     )
     support = evaluation.select_views(split.views, wanted.support)
     query = evaluation.select_views(split.views, wanted.query)
@@ -66,7 +71,6 @@ def main() -> None:
             bar.update(len(fit.scores.psnr))
         fits[name] = evaluation.fit_all(done)
     bar.close()
-    out = wanted.out or wanted.run / "eval"
     write_results(out, wanted, settings, step, split, fits)
     write_figures(
         out,
@@ -82,14 +86,17 @@ def main() -> None:
     print(f"results and figures are in {out}")
 
 
-def load_learned(run: Path, settings: TrainConfig, functions: SceneFunctions, mesh: Mesh) -> tuple[int, Params]:
-    """Returns the newest initialisation of a run, and the meta-step that it is of."""
+def load_learned(
+    wanted: EvalConfig, settings: TrainConfig, functions: SceneFunctions, mesh: Mesh
+) -> tuple[int, Params]:
+    """Returns the meta-step and the parameters of a run's initialisation."""
     start = metalearning.initial_state(functions.init(jax.random.key(0)), config.outer_optimiser(settings.outer))
-    with checkpoints.open_checkpoints(run) as saved:
-        state = checkpoints.restore(saved, like=start, sharding=devices.replicated(mesh))
-    if state is None:
-        raise CheckpointError(f"{run} has no checkpoint yet; let train.py reach --checkpoint-every")
-    return int(state.step), state.params
+    name = "best" if wanted.checkpoint == "best" else "checkpoints"
+    with checkpoints.open_checkpoints(wanted.run, name, read_only=True) as saved:
+        found = checkpoints.restore(saved, like=start, sharding=devices.replicated(mesh))
+    if found is None:
+        raise CheckpointError(f"{wanted.run / name} holds no checkpoint yet; let train.py go on, or run it first")
+    return int(found.state.step), found.state.params
 
 
 def write_results(

@@ -5,32 +5,38 @@
 The same command continues a run that is there already.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmeta import checkpoints, config, devices, evaluation, feeding, metalearning, runfiles, training
+from jaxmeta import checkpoints, config, devices, evaluation, feeding, interruption, metalearning, runfiles, training
 from jaxmeta.assembly import SceneFunctions, scene_functions
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import Split, load_split
-from jaxmeta.errors import DivergedError, run_command
-from jaxmeta.metalearning import MetaMetrics, MetaState, Params
+from jaxmeta.errors import run_command
+from jaxmeta.interruption import InterruptedRun
+from jaxmeta.keeping import Keeper, resume
+from jaxmeta.metalearning import MetaState, Params
 from jaxmeta.presets import PRESETS
-from jaxmeta.training import TrainSteps
+from jaxmeta.training import Progress, TrainSteps
+
+MAX_BAD_STEPS = 10
+"""So many meta-steps in a row in which every scene diverged end a run."""
 
 
 def main() -> None:
     """Trains as the command line says."""
     settings = tyro.extras.overridable_config_cli(PRESETS)
     config.check(settings)
+    together = settings.processes
+    if together.join:
+        devices.join_processes(together.coordinator, together.count, together.index, heartbeat=together.heartbeat)
     mesh = devices.scene_mesh()
     split = load_scenes(settings, "train", settings.data.num_scenes)
     height, width = split.views.images.shape[2:4]
@@ -46,12 +52,20 @@ def main() -> None:
         num_inner_steps=settings.inner.num_steps,
         unroll=settings.inner.unroll,
     )
-    runfiles.claim_run(settings)
-    state = metalearning.initial_state(functions.init(jax.random.key(settings.seed)), optimiser)
-    with checkpoints.open_checkpoints(settings.run) as saved:
-        state = checkpoints.restore(saved, like=state, sharding=devices.replicated(mesh)) or state
-        runfiles.cut_metrics(settings.run, int(state.step))
-        train(settings, split, mesh, train_steps, state, validate, partial(checkpoints.save, saved))
+    start = metalearning.initial_state(functions.init(jax.random.key(settings.seed)), optimiser)
+    runfiles.check_run(settings)
+    with (
+        interruption.sole_writer(settings.run),
+        interruption.watchdog(settings.step_timeout) as alive,
+        checkpoints.open_checkpoints(settings.run) as latest,
+        checkpoints.open_checkpoints(settings.run, "best", keep=1) as best,
+        interruption.stop_requests(latest) as stop_requested,
+    ):
+        state = resume(settings, latest, start, split.content, devices.replicated(mesh))
+        runfiles.claim_run(settings)
+        about = {"config": config.as_dict(settings), "data": split.content}
+        keeper = Keeper(settings.run, latest, best, about)
+        train(settings, split, mesh, train_steps, state, validate, keeper, stop_requested, alive)
 
 
 def train(
@@ -61,44 +75,53 @@ def train(
     train_steps: TrainSteps,
     state: MetaState,
     validate: Callable[[Params], float] | None,
-    save: Callable[[MetaState], None],
+    keeper: Keeper,
+    stop_requested: Callable[[int], int | None],
+    alive: Callable[[], None],
 ) -> None:
     """Takes meta-steps up to the configured number, with metrics, validation and checkpoints on the way."""
     first, total = int(state.step), settings.outer.num_steps
-    state = jax.device_put(state, devices.replicated(mesh))
-    plan = training.plan_batches(
-        settings.seed,
-        first,
-        total,
-        steps_per_chunk=settings.log_every,
-        num_scenes=len(split.ids),
-        scenes_per_step=settings.outer.num_scenes,
-    )
+    quiet = not devices.is_main_process()
+    if not quiet:
+        print(f"{len(split.ids)} scenes, {devices.describe()}, meta-steps {first} to {total}, in {settings.run}")
     chunks = feeding.chunks(
-        split.views, plan, mesh, steps_per_chunk=settings.log_every, residency=settings.data.residency
+        split.views,
+        training.plan_batches(
+            settings.seed,
+            first,
+            total,
+            steps_per_chunk=settings.log_every,
+            num_scenes=len(split.ids),
+            scenes_per_step=settings.outer.num_scenes,
+        ),
+        mesh,
+        steps_per_chunk=settings.log_every,
+        residency=settings.data.residency,
     )
-    print(f"{len(split.ids)} scenes, {devices.describe()}, meta-steps {first} to {total}, in {settings.run}")
-    with tqdm(total=total, initial=first, unit="step", disable=None) as bar:
-        step, began = first, time.perf_counter()
-        for chunk in chunks:
-            advance = len(chunk.batches)
-            step += advance
-            state, metrics = train_steps(state, chunk.scenes, chunk.places)
-            report = summarise(jax.device_get(metrics), chunk.batches, split.ids)
-            seconds = time.perf_counter() - began
-            report |= {"seconds": seconds, "scenes_per_second": chunk.batches.size / seconds}
-            if not np.isfinite(report["loss"]):
-                raise DivergedError(
-                    f"every scene of the meta-steps {step - advance} to {step} of {settings.run} diverged; its saves "
-                    "are sound; start another run with a lower --inner.step-size or --outer.learning-rate"
-                )
-            if validate and due(step, advance, settings.validation.every, total):
-                report["validation_psnr"] = validate(state.params)
-            runfiles.append_metrics(settings.run, step=step, **report)
-            if due(step, advance, settings.checkpoint_every, total):
-                save(state)
-            show(bar, step, advance, report)
-            began = time.perf_counter()
+    with tqdm(total=total, initial=first, unit="step", disable=quiet or None) as bar:
+        for done in training.take_steps(train_steps, state, chunks):
+            alive()
+            interrupted = stop_requested(done.step) is not None
+            if interrupted:  # saved first: the time that is left for the rest may be short
+                keeper.keep(done.state, must=True)
+            report = training.summarise(done, split.ids)
+            if validate and due(done, settings.validation.every, total):
+                report["validation_psnr"] = validate(done.state.params)
+                keeper.keep_if_best(done.state, report["validation_psnr"])
+                alive()
+            keeper.note(step=done.step, **report)
+            diverged = done.bad_in_a_row >= MAX_BAD_STEPS
+            crash = runfiles.crash_report(settings, done, split.ids) if diverged else None
+            stopped_by = stop_requested(done.step)
+            last = done.step == total or crash is not None or stopped_by is not None
+            if not interrupted and (last or due(done, settings.checkpoint_every, total)):
+                keeper.keep(done.state, must=last)
+            if not quiet:
+                show(bar, done, report)
+            if crash:
+                raise crash
+            if stopped_by is not None and done.step < total:
+                raise InterruptedRun(f"stopped at step {done.step}; the same command continues", stopped_by)
 
 
 def load_scenes(settings: TrainConfig, name: str, num_scenes: int | None) -> Split:
@@ -120,8 +143,14 @@ def make_validate(settings: TrainConfig, functions: SceneFunctions, mesh: Mesh) 
     """Returns a function that gives the mean PSNR in dB of held-out scenes after adaptation from one view."""
     wanted = settings.validation
     split = load_scenes(settings, "val", wanted.num_scenes)
-    fit_scenes = evaluation.make_fit_scenes(
-        functions.loss, optax.sgd(settings.inner.step_size), functions.render_pose, mesh, stages=[wanted.num_steps]
+    fit_scenes = evaluation.within_memory(
+        lambda rays_per_chunk: evaluation.make_fit_scenes(
+            functions.loss,
+            optax.sgd(settings.inner.step_size),
+            partial(functions.render_pose, rays_per_chunk=rays_per_chunk),
+            mesh,
+            stages=[wanted.num_steps],
+        )
     )
     support = evaluation.select_views(split.views, [0])
     query = evaluation.select_views(split.views, wanted.query)
@@ -135,38 +164,20 @@ def make_validate(settings: TrainConfig, functions: SceneFunctions, mesh: Mesh) 
     return validate
 
 
-def summarise(metrics: MetaMetrics, batches: np.ndarray, ids: tuple[str, ...]) -> dict[str, Any]:
-    """Returns what is logged of some meta-steps.
-
-    Losses are before the first and before the last inner step, on the rays of that step; psnr is of the last, in dB.
-    """
-    num_steps, num_scenes = batches.shape
-    diverged = metrics.diverged[:num_steps, :num_scenes]
-    counted = ~diverged.all(axis=1)
-    losses = metrics.losses[:num_steps][counted].mean(axis=0) if counted.any() else np.full(2, np.nan)
-    return {
-        "loss_before": float(losses[0]),
-        "loss": float(losses[-1]),
-        "psnr": float(-10 * np.log10(losses[-1])),
-        "gradient_norm": float(metrics.gradient_norm[:num_steps].mean()),
-        "diverged": [ids[scene] for scene in batches[diverged]],
-    }
+def due(done: Progress, every: int, total: int) -> bool:
+    """Returns whether the last steps reached a multiple of `every`, or the end."""
+    return done.step == total or done.step // every > (done.step - len(done.batches)) // every
 
 
-def due(step: int, advance: int, every: int, total: int) -> bool:
-    """Returns whether the last `advance` steps reached a multiple of `every`, or the end."""
-    return step == total or step // every > (step - advance) // every
-
-
-def show(bar: tqdm, step: int, advance: int, report: dict[str, Any]) -> None:
+def show(bar: tqdm, done: Progress, report: dict[str, Any]) -> None:
     """Moves the progress bar, or prints a line where there is no terminal."""
     names = ("loss", "psnr", "validation_psnr", "scenes_per_second")
     told = "  ".join(f"{name} {report[name]:.4g}" for name in names if name in report)
     bar.set_postfix_str(told)
-    bar.update(advance)
+    bar.update(len(done.batches))
     if bar.disable:
-        eta = tqdm.format_interval((bar.total - step) / advance * report["seconds"])
-        print(f"step {step}/{bar.total}  {told}  eta {eta}", flush=True)
+        eta = tqdm.format_interval((bar.total - done.step) / len(done.batches) * done.seconds)
+        print(f"step {done.step}/{bar.total}  {told}  eta {eta}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ class SceneFunctions(NamedTuple):
     """Draws the standard initialisation from a key."""
     loss: LossFn
     """Of the support views of one scene."""
-    render_pose: Callable[[Params, Float[Array, "4 4"], Float[Array, ""]], Rendering]
-    """`(params, pose, focal) -> Rendering` of a whole view."""
+    render_pose: Callable[..., Rendering]
+    """`(params, pose, focal, rays_per_chunk=4096) -> Rendering` of a whole view, so many rays at a time."""
 
 
 def scene_functions(config: TrainConfig, *, height: int, width: int, num_rays: int) -> SceneFunctions:
@@ -44,7 +44,9 @@ def scene_functions(config: TrainConfig, *, height: int, width: int, num_rays: i
         compute_dtype=resolve_dtype(config.field.compute_dtype),
     )
 
-    def render_pose(params: Params, pose: Float[Array, "4 4"], focal: Float[Array, ""]) -> Rendering:
+    def render_pose(
+        params: Params, pose: Float[Array, "4 4"], focal: Float[Array, ""], rays_per_chunk: int = 4096
+    ) -> Rendering:
         return render_view(
             partial(field.apply, params),
             pose,
@@ -53,6 +55,7 @@ def scene_functions(config: TrainConfig, *, height: int, width: int, num_rays: i
             height=height,
             width=width,
             pixel_centre=config.pixel_centre,
+            rays_per_chunk=rays_per_chunk,
         )
 
     return SceneFunctions(

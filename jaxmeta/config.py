@@ -1,6 +1,7 @@
 """What a run consists of: frozen dataclasses, which are the command line's flags."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,6 +104,22 @@ class ValidationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+    """Several processes, on one host or many, that train one run together."""
+
+    join: bool = False
+    """Join the others before anything else; SLURM, GKE and TPU pods tell which they are."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, where nothing else tells; the same in every process."""
+    count: int | None = None
+    """How many processes, where nothing else tells."""
+    index: int | None = None
+    """Which of them this one is, from 0, where nothing else tells."""
+    heartbeat: int = 100
+    """Seconds of silence after which a process counts as lost, and the others end."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Meta-learn an initialisation."""
 
@@ -118,10 +135,17 @@ class TrainConfig:
     inner: InnerConfig = InnerConfig()
     outer: OuterConfig = OuterConfig()
     validation: ValidationConfig = ValidationConfig()
+    processes: ProcessesConfig = ProcessesConfig()
     log_every: int = 50
     """Meta-steps that run in one go on the device, with one line of metrics."""
     checkpoint_every: int = 1000
     """Meta-steps between checkpoints; the end is always saved."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """Whether to continue a run that is there: auto does, or starts a new one."""
+    step_timeout: float = 0.0
+    """Seconds without progress after which the process ends itself and shows where it hung; 0 for never."""
+    debug: bool = False
+    """Show the traceback of an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +178,18 @@ class EvalConfig:
     """Of the standard initialisation and of every draw."""
     out: Path | None = None
     """Folder for the results; None for RUN/eval."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which state of the training: the newest, or the one with the best validation."""
+    debug: bool = False
+    """Show the traceback of an error."""
 
 
 # What may change when a run continues: where things lie and how often it reports.
 _FREE_TO_CHANGE = (
     "run",
+    "resume",
+    "step_timeout",
+    "debug",
     "data.root",
     "data.verify",
     "data.residency",
@@ -166,6 +197,22 @@ _FREE_TO_CHANGE = (
     "log_every",
     "checkpoint_every",
     "inner.unroll",
+    "processes.",
+    "resume",
+    "step_timeout",
+    "debug",
+)
+
+# Every other number must be positive.
+_MAY_BE_ZERO = (
+    "seed",
+    "pixel_centre",
+    "field.max_log2_frequency",
+    "outer.warmup_steps",
+    "validation.every",
+    "processes.index",
+    "step_timeout",
+    "figure_scenes",
 )
 
 
@@ -192,36 +239,21 @@ def check(config: TrainConfig) -> None:
     Raises:
       InputError: names the flag.
     """
-    positive = {
-        "data.num-views": config.data.num_views,
-        "field.width": config.field.width,
-        "field.depth": config.field.depth,
-        "field.num-frequencies": config.field.num_frequencies,
-        "inner.num-steps": config.inner.num_steps,
-        "inner.num-rays": config.inner.num_rays,
-        "inner.step-size": config.inner.step_size,
-        "inner.unroll": config.inner.unroll,
-        "outer.num-steps": config.outer.num_steps,
-        "outer.num-scenes": config.outer.num_scenes,
-        "outer.learning-rate": config.outer.learning_rate,
-        "sampling.near": config.sampling.near,
-        "sampling.last-interval": config.sampling.last_interval,
-        "log-every": config.log_every,
-        "checkpoint-every": config.checkpoint_every,
-        "validation.num-steps": config.validation.num_steps,
-        "validation.num-scenes": config.validation.num_scenes,
-    }
-    for flag, value in positive.items():
-        if not value > 0:
-            raise InputError(f"--{flag} {value} must be positive")
-    if not config.sampling.near < config.sampling.far:
-        raise InputError(f"--sampling.far {config.sampling.far} must exceed --sampling.near {config.sampling.near}")
-    if config.sampling.num_samples < 2:
-        raise InputError(f"--sampling.num-samples {config.sampling.num_samples} must be at least 2")
-    if config.validation.every and not all(0 < view < config.data.num_views for view in config.validation.query):
+    _check_numbers(config)
+    outer, sampling, views = config.outer, config.sampling, config.data.num_views
+    if not sampling.near < sampling.far:
+        raise InputError(f"--sampling.far {sampling.far} must exceed --sampling.near {sampling.near}")
+    if sampling.num_samples < 2:
+        raise InputError(f"--sampling.num-samples {sampling.num_samples} must be at least 2")
+    if outer.schedule == "cosine" and outer.warmup_steps >= outer.num_steps:
         raise InputError(
-            f"--validation.query {config.validation.query} must lie from 1 to {config.data.num_views - 1}: "
-            "view 0 is the support, and --data.num-views are loaded"
+            f"--outer.warmup-steps {outer.warmup_steps} must be fewer than --outer.num-steps {outer.num_steps}"
+        )
+    query = config.validation.query
+    if config.validation.every and not (query and all(0 < view < views for view in query)):
+        raise InputError(
+            f"--validation.query {query} must be views from 1 to {views - 1}: view 0 is the support, and "
+            "--data.num-views are loaded"
         )
 
 
@@ -231,6 +263,7 @@ def check_eval(wanted: EvalConfig) -> None:
     Raises:
       InputError: names the flag.
     """
+    _check_numbers(wanted)
     if list(wanted.stages) != sorted(set(wanted.stages)) or not wanted.stages or wanted.stages[0] < 0:
         raise InputError(f"--stages {wanted.stages} must be numbers of steps that increase from 0 or more")
     if not wanted.support or not wanted.query or min(*wanted.support, *wanted.query) < 0:
@@ -238,13 +271,16 @@ def check_eval(wanted: EvalConfig) -> None:
     both = set(wanted.support) & set(wanted.query)
     if both:
         raise InputError(f"--query {wanted.query} holds the support views {sorted(both)}; they are not held out")
-    for flag, value in {
-        "num-rays": wanted.num_rays,
-        "step-size": wanted.step_size,
-        "num-scenes": wanted.num_scenes,
-    }.items():
-        if value is not None and not value > 0:
-            raise InputError(f"--{flag} {value} must be positive")
+
+
+def _check_numbers(config: Any) -> None:
+    for name, value in _flat(as_dict(config)).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            flag = f"--{name.replace('_', '-')} {value}"
+            if not math.isfinite(value):
+                raise InputError(f"{flag} must be finite")
+            if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
+                raise InputError(f"{flag} must be {'0 or more' if name in _MAY_BE_ZERO else 'positive'}")
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -263,9 +299,16 @@ def load(path: Path) -> TrainConfig:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        return msgspec.json.decode(text, type=TrainConfig, dec_hook=lambda wanted, value: wanted(value))
+        content = msgspec.json.decode(text, type=dict[str, Any])
+        config = msgspec.convert(content, TrainConfig, dec_hook=lambda wanted, value: wanted(value))
     except msgspec.MsgspecError as error:
         raise InputError(f"{path} is not a config of this version of jaxmeta: {error}") from error
+    unknown = _flat(content).keys() - _flat(as_dict(config)).keys()
+    if unknown:
+        raise InputError(
+            f"{path} has settings that this version of jaxmeta does not know: {', '.join(sorted(unknown))}"
+        )
+    return config
 
 
 def differences(before: TrainConfig, after: TrainConfig) -> list[str]:

@@ -4,7 +4,39 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import PyTree
+
+from jaxmeta.errors import InputError, OutOfMemoryError
+
+
+def join_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, *, heartbeat: int
+) -> None:
+    """Makes the devices of all processes one set; to be called first of all.
+
+    The arguments are those of `jax.distributed.initialize`, which finds the first three itself on SLURM, GKE and TPU
+    pods; `heartbeat` is in seconds.
+
+    Raises:
+      InputError: they cannot be found, or the other processes cannot be reached.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat)
+    except (ValueError, RuntimeError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError(
+            f"the processes did not come together: {problem}; give --processes.coordinator HOST:PORT, "
+            "--processes.count and --processes.index, the same but for the index in each process"
+        ) from error
+
+
+def is_main_process() -> bool:
+    """Returns whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
 
 
 def scene_mesh() -> Mesh:
@@ -18,6 +50,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def put(tree: PyTree, sharding: Sharding) -> Any:
+    """Returns values that every process holds alike as arrays laid out over the devices of all processes."""
+
+    def place(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)))
+        return jax.device_put(np.asarray(leaf), sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def fetch(tree: PyTree) -> Any:
+    """Returns arrays, shared by the devices of all processes, as NumPy arrays that every process holds whole."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def by_scene(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
     """Returns the layout in which the devices share the scenes along an axis."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "scenes"))
@@ -26,6 +78,30 @@ def by_scene(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
 def padded_size(num_scenes: int, mesh: Mesh) -> int:
     """Returns the smallest batch of at least `num_scenes` that the devices divide."""
     return -(-num_scenes // mesh.size) * mesh.size
+
+
+def compile_within_memory(function: Any, *arguments: Any) -> Any:
+    """Returns a jitted function compiled for these arguments.
+
+    Raises:
+      OutOfMemoryError: it needs more memory than a device has; gives the numbers and what to turn down.
+    """
+    compiled = function.lower(*arguments).compile()
+    need, limit = compiled.memory_analysis(), memory_limit()
+    if need is not None and limit is not None:
+        total = need.argument_size_in_bytes + need.output_size_in_bytes + need.temp_size_in_bytes
+        total -= need.alias_size_in_bytes
+        if total > limit:
+            raise OutOfMemoryError(
+                f"the training step needs {total / 2**30:.1f} GiB, a device has {limit / 2**30:.1f} GiB; lower "
+                "--outer.num-scenes or --inner.num-rays, or keep the scenes off it: --data.residency host"
+            )
+    return compiled
+
+
+def memory_limit() -> int | None:
+    """Returns the bytes that a device can hold, or None where that is not known, as on a CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]) -> Any:

@@ -1,6 +1,12 @@
 """Failures that a user can mend, each with the exit code of the command that it ends."""
 
+import errno
+import logging
+import os
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -29,17 +35,61 @@ class DivergedError(JaxmetaError):
     exit_code = 4
 
 
+class OutOfMemoryError(JaxmetaError):
+    """A device has too little memory."""
+
+    exit_code = 5
+
+
 class StorageError(JaxmetaError):
     """A disk is full or cannot be written."""
 
     exit_code = 6
 
 
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Runs an entry point; a JaxmetaError ends it with one line on stderr and the error's exit code."""
+    """Runs an entry point; an error ends it with one line on stderr and its exit code.
+
+    With `--debug` on the command line, the traceback comes first. SIGINT ends it with 130 and SIGTERM with 143.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    if "--debug" not in sys.argv:
+        # What fails in orbax's threads is raised again where its result is wanted.
+        threading.excepthook = sys.unraisablehook = lambda _: None
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         main()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was left half written", 128 + signal.SIGINT)
     except JaxmetaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    sys.exit(0)
+        _fail(str(error), error.exit_code)
+    except Exception as error:
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, BrokenPipeError):
+            _fail("nobody reads the output any more; send it to a file", JaxmetaError.exit_code)
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            _fail(f"a file could not be written ({first_line}); free some space", StorageError.exit_code)
+        if "RESOURCE_EXHAUSTED" in str(error):
+            advice = "lower --outer.num-scenes, --inner.num-rays or --scenes-at-once"
+            _fail(f"a device ran out of memory ({first_line}); {advice}", OutOfMemoryError.exit_code)
+        _fail(f"unexpected: {type(error).__name__}: {first_line}; --debug shows where", JaxmetaError.exit_code)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    try:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"error: {message}", file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:
+        # Nobody reads; another attempt at the end of the interpreter would spoil the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(exit_code)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    _fail("terminated; nothing was left half written", 128 + number)

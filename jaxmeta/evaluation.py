@@ -4,6 +4,7 @@ PSNR is `-10 log10(mean squared error)` of colours clipped to [0, 1], in dB, for
 2004 with an 11x11 Gaussian window of sigma 1.5.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from jaxmeta.cameras import Views
-from jaxmeta.devices import by_scene, padded_size, replicated
+from jaxmeta.devices import by_scene, fetch, padded_size, put, replicated
 from jaxmeta.metalearning import LossFn, Params, adapt_in_stages
 from jaxmeta.objectives import composite_on_white
 from jaxmeta.rendering import Rendering
@@ -43,6 +44,9 @@ class Fit(NamedTuple):
 
 
 FitScenes = Callable[[Params, Views, Any, Any], Fit]
+
+MIN_RAYS_PER_CHUNK = 256
+"""Rendering fewer rays at a time than this would not save a device that is too small."""
 
 
 def psnr(image: Float[Array, "height width 3"], target: Float[Array, "height width 3"]) -> Float[Array, ""]:
@@ -88,12 +92,33 @@ def make_fit_scenes(
 
         return jax.lax.map(score_view, (query.images, query.poses))
 
-    shared = by_scene(mesh)
-    return jax.jit(
-        jax.vmap(fit_scene, in_axes=(None, 0, 0, 0)),
-        in_shardings=(replicated(mesh), shared, shared, shared),
-        out_shardings=shared,
-    )
+    return jax.jit(jax.vmap(fit_scene, in_axes=(None, 0, 0, 0)), out_shardings=by_scene(mesh))
+
+
+def within_memory(make: Callable[[int], Callable[..., Any]], *, rays_per_chunk: int = 4096) -> Callable[..., Any]:
+    """Returns the function `make(rays_per_chunk)`, made anew with half as many rays when a device is out of memory.
+
+    What it computes does not depend on that number. An error at `MIN_RAYS_PER_CHUNK` is raised.
+
+    Args:
+      make: gives a compiled function, which keeps its arguments intact, for a number of rays rendered at a time.
+      rays_per_chunk: the number to begin with.
+    """
+    function = make(rays_per_chunk)
+
+    def call(*arguments: Any) -> Any:
+        nonlocal function, rays_per_chunk
+        while True:
+            try:
+                return jax.block_until_ready(function(*arguments))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or rays_per_chunk <= MIN_RAYS_PER_CHUNK:
+                    raise
+            rays_per_chunk = max(rays_per_chunk // 2, MIN_RAYS_PER_CHUNK)
+            print(f"warning: a device ran out of memory; now {rays_per_chunk} rays at a time", file=sys.stderr)
+            function = make(rays_per_chunk)
+
+    return call
 
 
 def fit_in_batches(
@@ -118,7 +143,8 @@ def fit_in_batches(
         scenes = np.arange(start, min(start + size, num_scenes))
         padded = np.resize(scenes, size)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), padded)
-        fit = jax.device_get(fit_scenes(params, _take(support, padded), _take(query, padded), keys))
+        scene_arrays = put((_take(support, padded), _take(query, padded), keys), by_scene(mesh))
+        fit = fetch(fit_scenes(put(params, replicated(mesh)), *scene_arrays))
         yield _take(fit, slice(len(scenes)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int, PyTree
 
-from jaxmeta.devices import padded_size, replicated
+from jaxmeta.devices import memory_limit, padded_size, put, replicated
 
 Residency = Literal["auto", "device", "host"]
 Item = TypeVar("Item")
@@ -35,8 +35,8 @@ def resolve_residency(residency: Residency, scenes: PyTree) -> Literal["device",
     """Returns where the scenes are kept; "auto" is on the device where they leave half of its memory free."""
     if residency != "auto":
         return residency
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf)
-    return "device" if num_bytes(scenes) <= _SHARE_OF_MEMORY * limit else "host"
+    limit = memory_limit()
+    return "device" if limit is None or num_bytes(scenes) <= _SHARE_OF_MEMORY * limit else "host"
 
 
 def num_bytes(scenes: PyTree) -> int:
@@ -65,7 +65,7 @@ def chunks(
       residency: where the scenes are kept.
     """
     if resolve_residency(residency, scenes) == "device":
-        resident = jax.device_put(scenes, replicated(mesh))
+        resident = put(scenes, replicated(mesh))
         for batches in plan:
             yield Chunk(batches, resident, pad_batches(batches, mesh, num_steps=steps_per_chunk))
         return
@@ -76,7 +76,7 @@ def chunks(
         rows = np.resize(used, min(num_scenes, steps_per_chunk * batches.shape[1]))
         part = jax.tree.map(lambda leaf: np.asarray(leaf[rows]), scenes)
         places = pad_batches(places.reshape(batches.shape), mesh, num_steps=steps_per_chunk)
-        return Chunk(batches, jax.device_put(part, replicated(mesh)), places)
+        return Chunk(batches, put(part, replicated(mesh)), places)
 
     yield from made_ahead(stream, plan)
 

@@ -1,5 +1,6 @@
 """Draws arrays as pictures for people."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def image_grid(
             axes[row, column].imshow(np.clip(image, 0, 1), interpolation="nearest")
             axes[row, column].set(xticks=[], yticks=[])
             axes[row, column].spines[:].set_color("0.85")
-        axes[row, 0].set_ylabel(row_titles[row], rotation=0, ha="right", va="center", fontsize=7, labelpad=6)
+        axes[row, 0].set_ylabel(
+            textwrap.fill(row_titles[row], 15), rotation=0, ha="right", va="center", fontsize=7, labelpad=6
+        )
     for column, title in enumerate(column_titles):
         axes[0, column].set_title(title, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,14 @@ import numpy as np
 
 from jaxmeta import figures
 from jaxmeta.cameras import Views
-from jaxmeta.evaluation import Fit, RenderPose
+from jaxmeta.evaluation import Fit, within_memory
 from jaxmeta.objectives import composite_on_white
+from jaxmeta.rendering import Rendering
 
 
 def write_figures(
     out: Path,
-    render_pose: RenderPose,
+    render_pose: Callable[..., Rendering],
     support: Views,
     query: Views,
     fits: Mapping[str, Fit],
@@ -28,7 +29,7 @@ def write_figures(
 
     Args:
       out: the folder.
-      render_pose: renders a view of an adapted field.
+      render_pose: `(params, pose, focal, rays_per_chunk) -> Rendering` of a view of an adapted field.
       support: views of all scenes.
       query: views of all scenes.
       fits: of all scenes, by initialisation; one is called "learned".
@@ -38,7 +39,9 @@ def write_figures(
       num_scenes: how many scenes to show.
     """
     shown, titles = range(min(num_scenes, len(ids))), [str(scene_id) for scene_id in ids]
-    render = jax.jit(lambda params, pose, focal: render_pose(params, pose, focal).rgb)
+    render = within_memory(
+        lambda rays_per_chunk: jax.jit(lambda params, pose, focal: render_pose(params, pose, focal, rays_per_chunk).rgb)
+    )
 
     def view(name: str, stage: int, views: Views, scene: int, index: int) -> np.ndarray:
         params = jax.tree.map(lambda leaf: leaf[scene, stage], fits[name].params)
@@ -89,7 +92,7 @@ def _novel_views(
     for scene in shown:
         rows.append([_target(views, scene, index) for views, index in places])
         rows.append([view("learned", last, views, scene, index) for views, index in places])
-    row_titles = [title for scene in shown for title in (titles[scene], f"learned,\n{_steps(stages[last])}")]
+    row_titles = [title for scene in shown for title in (titles[scene], f"learned, {_steps(stages[last])}")]
     column_titles = ["input view"] + [f"novel view {number}" for number in query_numbers]
     figures.image_grid(path, rows, column_titles=column_titles, row_titles=row_titles)
 

@@ -50,7 +50,7 @@ class MetaMetrics(NamedTuple):
     """Before each inner step, mean over the scenes that count."""
     gradient_norm: Float[Array, ""]
     diverged: Bool[Array, "scenes"]
-    """Scenes whose inner loop ended in numbers that are not finite; they do not count."""
+    """Scenes that do not count, because their inner loop or the step that they share led to numbers not finite."""
 
 
 def adapt(
@@ -138,8 +138,8 @@ def meta_step(
 ) -> tuple[MetaState, MetaMetrics]:
     """Improves the initialisation by the mean meta-gradient of a batch of scenes.
 
-    Where no scene is left to count, the parameters and the optimiser's state stay as they are. A batch of fillers
-    alone is no step.
+    Where no scene is left to count, or their step leads to numbers that are not finite, the parameters and the
+    optimiser's state stay as they are, and all scenes have diverged. A batch of fillers alone is no step.
 
     Args:
       scene_gradient: `(params, data, keys) -> SceneGradient` of one scene, such as `reptile`.
@@ -156,10 +156,12 @@ def meta_step(
     gradient = jax.tree.map(lambda leaf: _mean_where(counted, leaf), gradients)
     updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
     improved = (optax.apply_updates(state.params, updates), opt_state)
+    # A gradient may be finite, and its square in the optimiser not.
+    accepted = jnp.any(counted) & _all_finite(improved)
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(jnp.any(counted), new, old), improved, (state.params, state.opt_state)
+        lambda new, old: jnp.where(accepted, new, old), improved, (state.params, state.opt_state)
     )
-    metrics = MetaMetrics(_mean_where(counted, losses), optax.tree.norm(gradient), counts & ~finite)
+    metrics = MetaMetrics(_mean_where(counted, losses), optax.tree.norm(gradient), counts & ~(finite & accepted))
     return MetaState(params, opt_state, state.step + jnp.any(counts)), metrics
 
 

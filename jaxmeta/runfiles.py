@@ -1,22 +1,34 @@
 """Writes what a run leaves behind for people and other programs: JSON, and one line of metrics at a time."""
 
+import contextlib
+import dataclasses
+import errno
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from jaxmeta import config as configs
 from jaxmeta.config import TrainConfig
-from jaxmeta.errors import InputError
+from jaxmeta.devices import is_main_process
+from jaxmeta.errors import DivergedError, InputError, StorageError
+from jaxmeta.training import Progress
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a file so that it is there whole or not at all; of several processes only the first one writes."""
+    if not is_main_process():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def to_json(tree: Any) -> str:
@@ -24,30 +36,74 @@ def to_json(tree: Any) -> str:
     return json.dumps(_without_nan(tree), indent=2, allow_nan=False) + "\n"
 
 
+def check_run(config: TrainConfig) -> None:
+    """Makes sure that a run which is there is the same training.
+
+    Raises:
+      InputError: the folder holds another training.
+    """
+    path = config.run / "config.json"
+    if path.exists():
+        different = configs.differences(configs.load(path), config)
+        if different:
+            raise InputError(
+                f"{config.run} holds a run with other settings ({'; '.join(different)}); "
+                "give the old settings to continue it, or another --run"
+            )
+
+
 def claim_run(config: TrainConfig) -> None:
-    """Writes the config of a new run, or makes sure that the run which is there is the same training.
+    """Writes the config of a run, which is new or the same training.
 
     Raises:
       InputError: the folder holds another training, or cannot be written.
     """
     path = config.run / "config.json"
     try:
-        if path.exists():
-            different = configs.differences(configs.load(path), config)
-            if different:
-                raise InputError(
-                    f"{config.run} holds a run with other settings ({'; '.join(different)}); "
-                    "give the old settings to continue it, or another --run"
-                )
-        write_atomically(path, to_json(configs.as_dict(config)))
+        check_run(config)
+        # The data are found again from any working directory.
+        here = dataclasses.replace(config, data=dataclasses.replace(config.data, root=config.data.root.absolute()))
+        write_atomically(path, to_json(configs.as_dict(here)))
     except OSError as error:
         raise InputError(f"--run {config.run} cannot be written: {error.strerror}") from error
 
 
+def claim_folder(path: Path) -> None:
+    """Makes a folder for results, if it can be written.
+
+    Raises:
+      InputError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; give another folder") from error
+
+
 def append_metrics(run: Path, **metrics: Any) -> None:
-    """Adds one line to `metrics.jsonl`."""
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(_without_nan(metrics), allow_nan=False) + "\n")
+    """Adds one line to `metrics.jsonl`, whole or not at all; of several processes only the first one writes.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    if not is_main_process():
+        return
+    path = run / "metrics.jsonl"
+    line = (json.dumps(_without_nan(metrics), allow_nan=False) + "\n").encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
+    except OSError as error:
+        raise StorageError(f"{path} could not be written ({error.strerror}); free some space") from error
 
 
 def cut_metrics(run: Path, step: int) -> None:
@@ -55,13 +111,29 @@ def cut_metrics(run: Path, step: int) -> None:
     path = run / "metrics.jsonl"
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
     write_atomically(path, "".join(f"{line}\n" for line in kept))
+
+
+def crash_report(config: TrainConfig, done: Progress, ids: tuple[str, ...]) -> DivergedError:
+    """Writes what is known of a training that diverged, and returns the error that ends it."""
+    path = config.run / "crash" / f"{done.step}.json"
+    content = {
+        "step": done.step,
+        "last_good_step": done.step - done.bad_in_a_row,
+        "scenes": [[ids[scene] for scene in batch] for batch in done.batches.tolist()],
+        "config": configs.as_dict(config),
+    }
+    write_atomically(path, to_json(content))
+    return DivergedError(
+        f"every scene diverged in the last {done.bad_in_a_row} meta-steps, up to {done.step}; {path} tells which; the "
+        "checkpoints are sound; start another run with a lower --inner.step-size or --outer.learning-rate"
+    )
 
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

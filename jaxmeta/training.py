@@ -1,18 +1,19 @@
 """Puts scenes and the meta-learning core together: which scenes and keys each meta-step gets, many steps a dispatch."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxmeta.devices import by_scene
-from jaxmeta.feeding import FILLER
+from jaxmeta.devices import by_scene, compile_within_memory, fetch, replicated
+from jaxmeta.feeding import FILLER, Chunk
 from jaxmeta.metalearning import LossFn, MetaMetrics, MetaState, meta_step, reptile
 
 TrainSteps = Callable[[MetaState, Any, Int[Any, "steps scenes"]], tuple[MetaState, MetaMetrics]]
@@ -94,6 +95,65 @@ def make_train_steps(
 
     @partial(jax.jit, donate_argnums=0)
     def train_steps(state: MetaState, scenes: PyTree[Array], batches: Array) -> tuple[MetaState, MetaMetrics]:
-        return jax.lax.scan(partial(one_step, scenes), state, batches)
+        state, metrics = jax.lax.scan(partial(one_step, scenes), state, batches)
+        return jax.lax.with_sharding_constraint(state, replicated(mesh)), metrics
 
     return train_steps
+
+
+class Progress(NamedTuple):
+    """Where a training stands after some meta-steps, and how they went."""
+
+    state: MetaState
+    step: int
+    """Meta-steps taken in all."""
+    batches: Int[np.ndarray, "steps scenes"]
+    """The scenes of the last steps."""
+    losses: Float[np.ndarray, "steps inner_steps"]
+    gradient_norm: Float[np.ndarray, "steps"]
+    diverged: Bool[np.ndarray, "steps scenes"]
+    bad_in_a_row: int
+    """Steps up to now, without a break, in which every scene diverged."""
+    seconds: float
+    """That the last steps took."""
+
+
+def take_steps(train_steps: TrainSteps, state: MetaState, chunks: Iterable[Chunk]) -> Iterator[Progress]:
+    """Takes the meta-steps of one chunk after another, and yields after each.
+
+    Raises:
+      OutOfMemoryError: a device has too little memory.
+    """
+    compiled = None
+    step, bad_in_a_row = int(state.step), 0
+    began = time.perf_counter()
+    for batches, scenes, places in chunks:
+        compiled = compiled or compile_within_memory(train_steps, state, scenes, places)
+        state, metrics = compiled(state, scenes, places)
+        num_steps, num_scenes = batches.shape
+        losses, gradient_norm, diverged = (leaf[:num_steps] for leaf in fetch(metrics))
+        diverged = diverged[:, :num_scenes]
+        good = np.flatnonzero(~diverged.all(axis=1))
+        bad_in_a_row = num_steps - 1 - good[-1] if len(good) else bad_in_a_row + num_steps
+        step += num_steps
+        seconds = time.perf_counter() - began
+        yield Progress(state, step, batches, losses, gradient_norm, diverged, int(bad_in_a_row), seconds)
+        began = time.perf_counter()
+
+
+def summarise(done: Progress, ids: tuple[str, ...]) -> dict[str, Any]:
+    """Returns what is logged of some meta-steps.
+
+    Losses are before the first and before the last inner step, on the rays of that step; psnr is of the last, in dB.
+    """
+    counted = ~done.diverged.all(axis=1)
+    losses = done.losses[counted].mean(axis=0) if counted.any() else np.full(2, np.nan)
+    return {
+        "loss_before": float(losses[0]),
+        "loss": float(losses[-1]),
+        "psnr": float(-10 * np.log10(losses[-1])),
+        "gradient_norm": float(done.gradient_norm.mean()),
+        "diverged": [ids[scene] for scene in done.batches[done.diverged]],
+        "seconds": done.seconds,
+        "scenes_per_second": done.batches.size / done.seconds,
+    }

@@ -2,69 +2,24 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
-
-from jaxmeta.cameras import orbit_pose
-from jaxmeta.data.shapenet import write_scene, write_splits
-
-PROJECT = Path(__file__).parents[1]
-TINY = {
-    "data.class-name": "cube",
-    "data.num-views": 3,
-    "field.width": 8,
-    "field.depth": 1,
-    "field.num-frequencies": 2,
-    "sampling.num-samples": 4,
-    "inner.num-steps": 2,
-    "inner.num-rays": 4,
-    "outer.num-scenes": 2,
-    "outer.schedule": "constant",
-    "validation.num-steps": 1,
-    "validation.query": 1,
-    "validation.every": 4,
-    "checkpoint-every": 2,
-    "log-every": 2,
-}
+from commands import PROJECT, Commands, digests, ended, metrics, steps, timeless
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data with späces")
-    rng = np.random.default_rng(0)
-    for scene in range(5):
-        images = rng.integers(0, 256, (3, 12, 12, 4), dtype=np.uint8)
-        poses = np.stack([orbit_pose(view, 0.5, 4.0) for view in range(3)])
-        write_scene(root / "cube" / f"cube{scene}", images, poses, 0.7)
-    write_splits(root, "cube", {"train": ["cube0", "cube1", "cube2"], "val": ["cube3"], "test": ["cube4"]})
-    return root
-
-
-def command(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(PROJECT / script), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
-
-
-def train(data: Path, run: Path, **flags: object) -> subprocess.CompletedProcess[str]:
-    settings = TINY | {"data.root": data, "run": run} | flags
-    return command("train.py", "toy", *(word for name, value in settings.items() for word in (f"--{name}", value)))
+def commands(tmp_path_factory) -> Commands:
+    return Commands(tmp_path_factory.mktemp("commands"))
 
 
 @pytest.fixture(scope="module")
-def run(data, tmp_path_factory) -> Path:
+def run(commands, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = train(data, folder, **{"outer.num-steps": 7})
-    assert done.returncode == 0, done.stderr
+    ended(commands.train(folder, outer__num_steps=7), 0)
     return folder
-
-
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_training_leaves_config_metrics_and_checkpoints(run):
@@ -73,34 +28,37 @@ def test_training_leaves_config_metrics_and_checkpoints(run):
     assert [row["step"] for row in metrics(run)] == [2, 4, 6, 7]
     assert [row["step"] for row in metrics(run) if "validation_psnr" in row] == [4, 7]
     assert all(np.isfinite(row["loss"]) and row["diverged"] == [] for row in metrics(run))
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6", "7"]
+    assert steps(run) == [4, 6, 7]
+    best = max((row for row in metrics(run) if "validation_psnr" in row), key=lambda row: row["validation_psnr"])
+    assert steps(run, "best") == [best["step"]]
 
 
-def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(data, run, tmp_path):
+def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(commands, run, tmp_path):
     stopped = tmp_path / "stopped"
-    assert train(data, stopped, **{"outer.num-steps": 4}).returncode == 0
-    with (stopped / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "loss": 0.1}\n{"step": 7, "lo')
-    done = train(data, stopped, **{"outer.num-steps": 7})
-    assert done.returncode == 0, done.stderr
+    ended(commands.train(stopped, outer__num_steps=4), 0)
+    with (stopped / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 6, "loss": 0.1}\n{"step": 7, "lo\xff')
+    done = commands.train(stopped, outer__num_steps=7)
+    ended(done, 0)
     assert "meta-steps 4 to 7" in done.stdout
-    timeless = [[{k: v for k, v in row.items() if "second" not in k} for row in metrics(r)] for r in (run, stopped)]
-    assert timeless[0] == timeless[1]
-    digests = [json.loads((r / "checkpoints/7/meta/metadata").read_text())["digests"] for r in (run, stopped)]
-    assert digests[0] == digests[1]
+    # Validation is due at the end, which was at step 4.
+    assert timeless(run) == timeless(stopped)
+    assert digests(run, 7) == digests(stopped, 7)
 
 
-def test_another_training_is_refused_the_folder(data, run):
-    done = train(data, run, **{"outer.num-steps": 7, "inner.step-size": 0.1})
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "inner.step_size: 1.0 -> 0.1" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_run_that_is_done_stays_as_it_is(commands, run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = commands.train(run, "--resume", "must", outer__num_steps=7)
+    ended(done, 0)
+    assert "meta-steps 7 to 7" in done.stdout
+    changed = {p.name for p in run.rglob("*") if p.is_file() and before.get(p) != p.read_bytes()}
+    assert changed <= {"config.json"}  # which tells how it was last called
 
 
-def test_evaluation_writes_table_records_and_figures(data, run, tmp_path):
-    done = command("eval.py", run, "--stages", 0, 1, 3, "--query", 1, 2, "--data-root", data)
-    assert done.returncode == 0, done.stderr
+def test_evaluation_writes_table_records_and_figures(commands, run):
+    before = sorted(path for path in run.rglob("*") if "eval" not in path.parts)
+    done = commands.evaluate(run, "--stages", 0, 1, 3)
+    ended(done, 0)
     assert "learned, PSNR dB" in done.stdout
     results = json.loads((run / "eval" / "results.json").read_text())
     assert results["training"]["step"] == 7
@@ -113,10 +71,17 @@ def test_evaluation_writes_table_records_and_figures(data, run, tmp_path):
     for name in ("comparison", "novel_views", "psnr"):
         picture = iio.imread(run / "eval" / f"{name}.png", plugin="pillow")
         assert picture.std() > 10
+    assert sorted(path for path in run.rglob("*") if "eval" not in path.parts) == before
+
+
+def test_the_best_state_can_be_evaluated(commands, run, tmp_path):
+    ended(commands.evaluate(run, "--checkpoint", "best", "--out", tmp_path / "best"), 0)
+    step = json.loads((tmp_path / "best" / "results.json").read_text())["training"]["step"]
+    assert [step] == steps(run, "best")
 
 
 BAD_USE = {
-    "no data": ("train.py", ["cars", "--data.root", "nowhere"], "nowhere/car_splits.json cannot be read"),
+    "no data": ("train.py", ["cars", "--data.root", "nowhere"], "nowhere holds no data of class 'car'"),
     "count of zero": ("train.py", ["toy", "--inner.num-rays", "0"], "--inner.num-rays 0 must be positive"),
     "far before near": ("train.py", ["toy", "--sampling.far", "1"], "--sampling.far 1.0 must exceed --sampling.near"),
     "no such run": ("eval.py", ["nowhere"], "nowhere/config.json cannot be read"),
@@ -124,15 +89,12 @@ BAD_USE = {
 
 
 @pytest.mark.parametrize(("script", "arguments", "message"), BAD_USE.values(), ids=BAD_USE.keys())
-def test_bad_use_is_told_in_one_line(script, arguments, message):
-    done = command(script, *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+def test_bad_use_is_told_in_one_line(commands, script, arguments, message):
+    done = commands.run([str(PROJECT / script), *arguments])
+    ended(done, 2, message)
     assert done.stderr.count("\n") == 1
+    assert not Path("nowhere").exists()
 
 
-def test_query_views_must_be_held_out(run):
-    done = command("eval.py", run, "--support", 0, "--query", 0, 1)
-    assert done.returncode == 2
-    assert "holds the support views [0]" in done.stderr
+def test_query_views_must_be_held_out(commands, run):
+    ended(commands.evaluate(run, "--support", 0, "--query", 0, 1), 2, "holds the support views [0]")

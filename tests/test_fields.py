@@ -84,6 +84,9 @@ def test_points_in_any_arrangement(params):
     assert density.shape == (2, 1) and rgb.shape == (2, 1, 3)
     np.testing.assert_allclose(density[:, 0], flat_density, rtol=1e-6)
     np.testing.assert_allclose(rgb[:, 0], flat_rgb, rtol=1e-6)
+    alone_density, alone_rgb = field.apply(params, POINTS[1])
+    np.testing.assert_allclose(alone_density, flat_density[1], rtol=1e-6)
+    np.testing.assert_allclose(alone_rgb, flat_rgb[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("activation", "alive"), [("relu", False), ("shifted_softplus", True)])

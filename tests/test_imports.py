@@ -8,17 +8,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxmeta"
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+COMMANDS = {module for module, path in MODULES.items() if 'if __name__ == "__main__":' in path.read_text()}
 OTHERS = {path.relative_to(ROOT).as_posix(): path for path in [*ROOT.glob("*.py"), *ROOT.glob("data_scripts/*.py")]}
 
 NUMERICAL_CORE = {
     "encoding": set(),
     "cameras": set(),
     "metalearning": set(),
-    "devices": set(),
+    "devices": {"errors"},
+    "feeding": {"devices"},
     "fields": {"encoding"},
     "rendering": {"cameras"},
     "objectives": {"cameras", "rendering"},
-    "training": {"devices", "metalearning"},
+    "training": {"devices", "feeding", "metalearning"},
     "evaluation": {"cameras", "devices", "metalearning", "objectives", "rendering"},
 }
 """What a module may know of the package."""
@@ -26,7 +28,7 @@ NUMERICAL_CORE = {
 ONE_PLACE = {
     "flax": {"fields"},
     "orbax": {"checkpoints"},
-    "tyro": {"config"},
+    "tyro": {"config"} | COMMANDS,
     "dm_pix": {"evaluation"},
     "matplotlib": {"figures"},
 }
@@ -80,6 +82,7 @@ def test_nothing_imports_the_entry_points():
     entry_points = {path.stem for path in OTHERS.values()}
     for module, path in MODULES.items():
         assert not {name.split(".")[0] for name in imported(path)} & entry_points, module
+        assert not inner_imports(module) & COMMANDS, module
 
 
 def test_imports_never_run_in_a_circle():

@@ -182,6 +182,15 @@ def test_an_absurd_step_size_diverges_and_is_noticed():
     assert_trees_equal(after.params, START)
 
 
+def test_a_scene_that_diverges_on_its_last_step_is_noticed():
+    # Losses are those before each step: here the only one, 1e38, is finite, and what it leads to is not.
+    step = partial(meta_step, partial(reptile, quadratic, optax.sgd(1e20)), optax.adam(0.1))
+    state = initial_state(jnp.array(1.0), optax.adam(0.1))
+    after, metrics = step(state, jnp.array([1.0, 1e19]), jnp.zeros((2, 1)), jnp.ones(2, bool))
+    np.testing.assert_array_equal(metrics.diverged, [False, True])
+    assert after.params == 1
+
+
 def test_a_step_on_which_all_scenes_diverge_only_counts(improve_with_adam):
     # From a state whose moments are not zero: Adam would move on by them alone.
     state, _ = improve_with_adam(initial_state(START, optax.adam(0.1)), TARGETS, KEYS, ALL)

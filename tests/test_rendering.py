@@ -233,9 +233,9 @@ def test_one_ray_alone_is_the_same_ray_among_others(generator):
     uniform = jnp.asarray(generator.uniform(size=(3, 8)), jnp.float32)
     sampling = Sampling(2.0, 6.0, 8)
     together = jax.jit(lambda rays, uniform: render_rays(blob, rays, uniform, sampling))(rays, uniform)
-    alone = render_ray(blob, Rays(rays.origins[1], rays.directions[1]), uniform[1], sampling)
+    alone = render_ray(blob, Rays(rays.origins[2], rays.directions[2]), uniform[2], sampling)
     for batch, single in zip(together, alone, strict=True):
-        np.testing.assert_allclose(batch[1], single, rtol=1e-5)
+        np.testing.assert_allclose(batch[2], single, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pixel_centre", [0.5, 0.0])

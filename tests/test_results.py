@@ -1,6 +1,7 @@
 """The table and the records of an evaluation, and the files that a run leaves."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmeta import config, results, runfiles
-from jaxmeta.config import TrainConfig
+from jaxmeta.config import DataConfig, TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.evaluation import Scores
 
@@ -80,13 +81,13 @@ def test_metrics_of_steps_that_are_run_again_go(tmp_path):
 
 
 def test_a_run_belongs_to_one_training(tmp_path):
-    settings = TrainConfig(run=tmp_path / "run")
+    settings = TrainConfig(run=tmp_path / "run", data=DataConfig(root=tmp_path))
     runfiles.claim_run(settings)
     assert config.load(settings.run / "config.json") == settings
-    runfiles.claim_run(TrainConfig(run=settings.run, log_every=7))  # may change, and is kept
+    runfiles.claim_run(dataclasses.replace(settings, log_every=7))  # may change, and is kept
     assert config.load(settings.run / "config.json").log_every == 7
     with pytest.raises(InputError, match="seed: 0 -> 3"):
-        runfiles.claim_run(TrainConfig(run=settings.run, seed=3))
+        runfiles.claim_run(dataclasses.replace(settings, seed=3))
     assert config.load(settings.run / "config.json").seed == 0
 
 

@@ -6,12 +6,11 @@
 A split is one scene, the object, with the views of that split.
 """
 
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from jaxmeta.cameras import Views
-from jaxmeta.data.png import read_rgba, reject
-from jaxmeta.data.scenes import stack_views
+from jaxmeta.data.png import reject
+from jaxmeta.data.scenes import check_inside, read_images, stack_views
 from jaxmeta.data.transforms import focal_length, read_transforms
 
 
@@ -27,19 +26,16 @@ def load_scene(root: Path, *, split: str, num_views: int, assume_opaque: bool = 
       InputError: something is missing or malformed.
     """
     path = transforms_path(root, split)
+    check_inside(root, path)
     transforms = read_transforms(path, num_views=num_views)
-    image_paths = [_image_path(path, index, name) for index, name in enumerate(transforms.file_paths)]
-    images = [read_rgba(image_path, assume_opaque=assume_opaque) for image_path in image_paths]
+    names = [_image_name(path, index, file_path) for index, file_path in enumerate(transforms.file_paths)]
+    images = read_images(root, names, assume_opaque=assume_opaque)
     return stack_views(path, images, transforms.poses, focal_length(transforms.camera_angle_x, images[0].shape[1]))
 
 
-def _image_path(path: Path, index: int, file_path: str) -> Path:
+def _image_name(path: Path, index: int, file_path: str) -> str:
     parts = PurePosixPath(file_path)
-    refuse = partial(reject, path, f"has file_path {file_path!r} in frames[{index}], wanted a path inside its folder")
-    if not parts.name or parts.is_absolute() or ".." in parts.parts or "\\" in file_path or "\0" in file_path:
-        refuse()
-    root = path.parent.resolve()
-    image_path = root / parts.parent / f"{parts.name}.png"
-    if not image_path.resolve().is_relative_to(root):
-        refuse()
-    return image_path
+    hidden = any(part.startswith(".") for part in parts.parts)  # ".." among them
+    if not parts.name or parts.is_absolute() or hidden or "\\" in file_path or "\0" in file_path:
+        reject(path, f"has file_path {file_path!r} in frames[{index}], wanted a path inside its folder")
+    return str(parts)

@@ -59,24 +59,34 @@ def main() -> None:
     wanted = tyro.cli(CheckConfig)
     num_errors = 0
     seen: dict[str, set[str]] = defaultdict(set)
+    owners: dict[str, tuple[str, Path]] = {}
     for split in wanted.splits:
         try:
             source = find_split(wanted.root, wanted.class_name, split, wanted.layout)
         except InputError as error:
-            print(f"{split}: error: {error}")
+            _tell(f"{split}: error: {error}")
             num_errors += 1
             continue
+        for scene in source.scenes:
+            other_split, other_folder = owners.setdefault(scene.id, (split, scene.folder))
+            if other_folder != scene.folder:  # A Blender scene is one folder with all splits.
+                _tell(f"{split}: error: {scene.folder} has the id of {other_folder}, of split '{other_split}'")
+                num_errors += 1
         findings = list(_look(source, wanted, split))
         for line in _report(split, findings):
-            print(line)
+            _tell(line)
         num_errors += sum(finding.error is not None for finding in findings) + (len(_sizes(findings)) > 1)
         for finding in findings:
             for digest in finding.digests:
                 seen[digest].add(split)
     for pair, count in Counter(tuple(sorted(splits)) for splits in seen.values() if len(splits) > 1).items():
-        print(f"warning: {count} images are the same in {' and '.join(pair)}")
+        _tell(f"warning: {count} images are the same in {' and '.join(pair)}")
     if num_errors:
         raise InputError(f"{wanted.root} has {num_errors} errors, listed above")
+
+
+def _tell(line: str) -> None:
+    print(line.encode(errors="backslashreplace").decode())  # A file may have a name that is no text.
 
 
 def _look(source: SplitSource, wanted: CheckConfig, split: str) -> Iterator[Finding]:

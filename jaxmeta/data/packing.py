@@ -8,39 +8,64 @@ and the size and SHA-256 of each array. A cache that does not match is built ane
 renamed when it is complete.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from jaxmeta.cameras import Views
+from jaxmeta.data.png import reject
 from jaxmeta.data.scenes import SceneFolder
 from jaxmeta.errors import InputError, StorageError
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
+_ARRAYS = tuple(f"{name}.npy" for name in Views._fields)
+_ABANDONED = 24 * 3600
+"""Seconds after which an unfinished cache is one of a process that was killed."""
+
+
+class Packed(NamedTuple):
+    """Scenes of one size."""
+
+    views: Views
+    """Memory-mapped."""
+    content: str
+    """A hash of the ids and of all views, the same wherever and whenever they were packed."""
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """Returns a hash that changes when a file below the paths is added, removed, resized or modified."""
+    """Returns a hash that changes when a file below the paths is added, removed, resized or modified.
+
+    Raises:
+      InputError: one of the paths cannot be read.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        for name, status in _files(path):
-            digest.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        try:
+            for name, status in _files(path, path.name):
+                digest.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            reject(Path(error.filename), f"cannot be read: {error.strerror}")
     return digest.hexdigest()
 
 
 def load_packed(
     cache: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Path], Views], source: str, *, verify: bool
-) -> Views:
-    """Returns the views of all scenes, memory-mapped; decodes them first where the cache does not hold them.
+) -> Packed:
+    """Returns the views of all scenes; decodes them first where the cache does not hold them.
 
     Args:
       cache: the folder of this cache.
@@ -53,97 +78,136 @@ def load_packed(
       InputError: a scene is broken, or differs in size from the others.
       StorageError: the cache cannot be written.
     """
-    problem = _problem(cache, source, verify=verify)
-    if problem:
-        _build(cache, scenes, load_scene, source)
-    return _open(cache)
+    packed = _cached(cache, [scene.id for scene in scenes], source, verify=verify)
+    return packed or _build(cache, scenes, load_scene, source)
 
 
-def _open(cache: Path) -> Views:
-    return Views(*(np.load(cache / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in Views._fields))
+def _open(folder: Path) -> Views:
+    return Views(*(np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _ARRAYS))
 
 
-def _problem(cache: Path, source: str, *, verify: bool) -> str | None:
-    """Returns why a cache cannot be used, or None."""
-    if not cache.is_dir():
-        return "there is none"
+def _cached(cache: Path, ids: list[str], source: str, *, verify: bool) -> Packed | None:
+    """Returns what a cache holds, or None if that is not exactly what is wanted."""
     try:
+        views = _open(cache)
         manifest = json.loads((cache / _MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT or manifest["source"] != source:
-            return "the data changed"
-        for name, expected in manifest["files"].items():
-            if (cache / name).stat().st_size != expected["bytes"]:
-                return f"{name} is truncated"
-            if verify and _sha256(cache / name) != expected["sha256"]:
-                return f"{name} is damaged"
-        _open(cache)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"it cannot be read: {error}"
-    return None
+        expected = {"format": FORMAT, "source": source, "ids": ids, "files": _describe(cache, manifest, verify=verify)}
+        leading = views.images.shape[:2]
+        kinds = [(leaf.dtype, leaf.shape) for leaf in views]
+        sound = kinds == [
+            (np.uint8, (*leading, *views.images.shape[2:4], 4)),
+            (np.float32, (*leading, 4, 4)),
+            (np.float32, (len(ids),)),
+        ]
+    except Exception:  # Whatever is wrong with a cache, it is built anew.
+        return None
+    if not sound or leading[0] != len(ids) or manifest != expected:
+        return None
+    return Packed(views, _content(manifest))
 
 
-def _build(cache: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Path], Views], source: str) -> None:
+def _describe(folder: Path, manifest: dict[str, Any], *, verify: bool) -> dict[str, dict[str, Any]]:
+    """Returns the size and checksum of each array; the checksum is the manifest's where it need not be verified."""
+    return {
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": _sha256(folder / name) if verify else manifest["files"][name]["sha256"],
+        }
+        for name in _ARRAYS
+    }
+
+
+def _build(cache: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Path], Views], source: str) -> Packed:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{cache.name}.", suffix=".tmp", dir=cache.parent))
+        _sweep(cache)
+        temporary = cache.parent / f"{cache.name}.{uuid.uuid4().hex}.tmp"
+        temporary.mkdir()
         try:
             _pack(temporary, scenes, load_scene)
-            files = {
-                path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in temporary.glob("*.npy")
-            }
-            ids = [scene.id for scene in scenes]
-            manifest = {"format": FORMAT, "source": source, "ids": ids, "files": files}
+            files = _describe(temporary, {}, verify=True)
+            manifest = {"format": FORMAT, "source": source, "ids": [scene.id for scene in scenes], "files": files}
             (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-            shutil.rmtree(cache, ignore_errors=True)
-            os.replace(temporary, cache)
+            packed = Packed(_open(temporary), _content(manifest))  # Stays mapped, whatever becomes of the file.
+            _place(temporary, cache)
+            return packed
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise StorageError(f"{cache} cannot be written: {error.strerror}; free some space on its disk") from error
 
 
+def _sweep(cache: Path) -> None:
+    """Removes what killed processes left unfinished."""
+    for path in cache.parent.glob(f"{cache.name}.*.tmp"):
+        with suppress(FileNotFoundError):  # Another process may sweep too.
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _place(complete: Path, cache: Path) -> None:
+    if cache.is_symlink() or cache.is_file():
+        cache.unlink()
+    shutil.rmtree(cache, ignore_errors=True)
+    try:
+        os.replace(complete, cache)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # Another process was faster: its cache is as good.
+            raise
+
+
 def _pack(folder: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Path], Views]) -> None:
     first = load_scene(scenes[0].folder)
-    arrays = [_create(folder / f"{name}.npy", len(scenes), leaf) for name, leaf in first._asdict().items()]
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(_create(folder / name, len(scenes), leaf))
+            for name, leaf in zip(_ARRAYS, first, strict=True)
+        ]
+        starts = [file.tell() for file in files]
+        turn = threading.Lock()
 
-    def store(index: int) -> None:
-        views = load_scene(scenes[index].folder) if index else first
-        if views.images.shape != first.images.shape:
-            raise InputError(
-                f"{scenes[index].folder} has views of {_size(views)} pixels, {scenes[0].folder} of {_size(first)}; "
-                "all scenes of a split must have one size"
-            )
-        for array, leaf in zip(arrays, views, strict=True):
-            array[index] = leaf
+        def store(index: int) -> None:
+            views = load_scene(scenes[index].folder) if index else first
+            if views.images.shape != first.images.shape:
+                raise InputError(
+                    f"{scenes[index].folder} has views of {_size(views)} pixels, {scenes[0].folder} of "
+                    f"{_size(first)}; all scenes of a split must have one size"
+                )
+            with turn:  # Written, not mapped: a full disk kills a process that writes to a map.
+                for file, start, leaf in zip(files, starts, views, strict=True):
+                    file.seek(start + index * leaf.nbytes)
+                    file.write(leaf.tobytes())
 
-    pool = ThreadPoolExecutor()
-    try:
-        done = pool.map(store, range(len(scenes)))
-        for _ in tqdm(done, total=len(scenes), desc="decoding", unit="scene", disable=None, leave=False):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)
-    for array in arrays:
-        array.flush()
+        pool = ThreadPoolExecutor()
+        try:
+            done = pool.map(store, range(len(scenes)))
+            for _ in tqdm(done, total=len(scenes), desc="decoding", unit="scene", disable=None, leave=False):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def _create(path: Path, num_scenes: int, leaf: np.ndarray) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=leaf.dtype, shape=(num_scenes, *leaf.shape))
+def _create(path: Path, num_scenes: int, leaf: np.ndarray) -> BinaryIO:
+    """Returns a new npy file, open behind its header, for as many arrays of this shape as there are scenes."""
+    file = path.open("wb")
+    header = {"descr": leaf.dtype.str, "fortran_order": False, "shape": (num_scenes, *leaf.shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
 
 
-def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yields the files at or below a path in a fixed order, with their sizes and times."""
-    if not path.is_dir():
-        yield path.name, path.stat()
-        return
+def _files(path: Path, name: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yields the files at or below a path in a fixed order, with their sizes and times; follows no link to a folder."""
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):  # such as the cache itself
+            if entry.name.startswith("."):  # such as the cache itself; no reader reads these
                 continue
-            if entry.is_dir():
-                yield from _files(Path(entry.path))
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(Path(entry.path), f"{name}/{entry.name}")
             else:
-                yield f"{path.name}/{entry.name}", entry.stat()
+                yield f"{name}/{entry.name}", entry.stat(follow_symlinks=entry.is_symlink() and os.path.isfile(entry))
 
 
 def _sha256(path: Path) -> str:
@@ -154,3 +218,8 @@ def _sha256(path: Path) -> str:
 def _size(views: Views) -> str:
     _, height, width, _ = views.images.shape
     return f"{width} x {height}"
+
+
+def _content(manifest: dict[str, Any]) -> str:
+    parts = [*manifest["ids"], *(manifest["files"][name]["sha256"] for name in _ARRAYS)]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()

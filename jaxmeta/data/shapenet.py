@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxmeta.cameras import Views
-from jaxmeta.data.png import read_rgba, reject
-from jaxmeta.data.scenes import NAME, SceneFolder, stack_views
+from jaxmeta.data.png import reject
+from jaxmeta.data.scenes import NAME, SceneFolder, check_inside, read_images, stack_views
 from jaxmeta.data.transforms import Transforms, focal_length, read_json, read_transforms, write_transforms
 
 
@@ -50,12 +50,13 @@ def load_scene(folder: Path, *, num_views: int, assume_opaque: bool = False) -> 
       InputError: something is missing or malformed.
     """
     path = folder / "transforms.json"
+    check_inside(folder, path)
     transforms = read_transforms(path, num_views=num_views)
     names = [PurePosixPath(file_path).name for file_path in transforms.file_paths]
     for index, name in enumerate(names):
         if not NAME.fullmatch(name):
             reject(path, f"has file_path {transforms.file_paths[index]!r} in frames[{index}], wanted an image's name")
-    images = [read_rgba(folder / f"{name}.png", assume_opaque=assume_opaque) for name in names]
+    images = read_images(folder, names, assume_opaque=assume_opaque)
     return stack_views(path, images, transforms.poses, focal_length(transforms.camera_angle_x, images[0].shape[1]))
 
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from jaxmeta.cameras import Views
 from jaxmeta.data import blender, packing, shapenet, srn
-from jaxmeta.data.scenes import SceneFolder
+from jaxmeta.data.scenes import NAME, SceneFolder
 from jaxmeta.errors import InputError
 
 Layout = Literal["auto", "shapenet", "srn", "blender"]
@@ -20,6 +20,8 @@ class Split(NamedTuple):
 
     ids: tuple[str, ...]
     views: Views
+    content: str
+    """A hash of the ids and of all views."""
 
 
 class SplitSource(NamedTuple):
@@ -57,18 +59,20 @@ def load_split(
       InputError: something is missing or malformed.
       StorageError: the packed arrays cannot be written.
     """
+    if num_views < 1 or (num_scenes is not None and num_scenes < 1):
+        raise InputError(f"--data.num-views {num_views} and --data.num-scenes {num_scenes} must be positive")
     source = find_split(root, class_name, split, layout)
     scenes = source.scenes[:num_scenes]
     key = (layout, [scene.id for scene in scenes], num_views, assume_opaque)
     name = f"{class_name}-{split}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
-    views = packing.load_packed(
+    packed = packing.load_packed(
         cache_folder(root) / name,
         scenes,
         partial(source.load_scene, num_views=num_views, assume_opaque=assume_opaque),
         packing.fingerprint(scene.folder for scene in scenes),
         verify=verify,
     )
-    return Split(tuple(scene.id for scene in scenes), views)
+    return Split(tuple(scene.id for scene in scenes), *packed)
 
 
 def cache_folder(root: Path) -> Path:
@@ -85,6 +89,9 @@ def find_split(root: Path, class_name: str, split: str, layout: Layout = "auto")
     Raises:
       InputError: there is no such split.
     """
+    for flag, name in (("class-name", class_name), ("split", split)):
+        if not NAME.fullmatch(name):
+            raise InputError(f"--data.{flag} {name!r} must be made of letters, digits, '.', '_' and '-'")
     if layout == "auto":
         layout = _detect(root, class_name, split)
     if layout == "shapenet":

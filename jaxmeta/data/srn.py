@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from jaxmeta.cameras import Views
-from jaxmeta.data.png import read_rgba, reject
-from jaxmeta.data.scenes import NAME, SceneFolder, stack_views
+from jaxmeta.data.png import read_bytes, reject
+from jaxmeta.data.scenes import NAME, SceneFolder, check_inside, read_images, stack_views
 from jaxmeta.data.transforms import check_pose
 
 _OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+_SMALLEST, _LARGEST = 1e-3, 1e9
+"""Pixels that a focal length or an image may measure."""
 
 
 def split_folder(root: Path, class_name: str, split: str) -> Path | None:
@@ -35,7 +37,7 @@ def scene_folders(root: Path, class_name: str, split: str) -> list[SceneFolder]:
     folder = split_folder(root, class_name, split)
     if folder is None:
         reject(root, f"has no folder '{class_name}_{split}' or '{class_name}s_{split}'")
-    scenes = sorted(path for path in folder.iterdir() if path.is_dir())
+    scenes = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     if not scenes:
         reject(folder, "holds no scenes")
     for path in scenes:
@@ -50,13 +52,14 @@ def load_scene(folder: Path, *, num_views: int, assume_opaque: bool = False) -> 
     Raises:
       InputError: something is missing or malformed.
     """
-    pose_paths = sorted((folder / "pose").glob("*.txt"))
+    pose_paths = sorted((folder / "pose").glob("[!.]*.txt"))
     if len(pose_paths) < num_views:
         reject(folder / "pose", f"has {len(pose_paths)} poses, {num_views} are wanted; lower --data.num-views")
-    pose_paths = pose_paths[:num_views]
+    pose_paths, intrinsics_path = pose_paths[:num_views], folder / "intrinsics.txt"
+    check_inside(folder, intrinsics_path, *pose_paths)
     poses = np.stack([_read_pose(path) for path in pose_paths])
-    images = [read_rgba(folder / "rgb" / f"{path.stem}.png", assume_opaque=assume_opaque) for path in pose_paths]
-    focal = _read_focal(folder / "intrinsics.txt", images[0].shape[:2])
+    images = read_images(folder, [f"rgb/{path.stem}" for path in pose_paths], assume_opaque=assume_opaque)
+    focal = _read_focal(intrinsics_path, images[0].shape[:2])
     return stack_views(folder / "rgb", images, poses, focal)
 
 
@@ -74,8 +77,8 @@ def _read_focal(path: Path, size: tuple[int, int]) -> float:
         reject(path, f"holds {len(numbers)} numbers, wanted focal, cx, cy, ..., height, width")
     focal, cx, cy = numbers[:3]
     height, width = numbers[-2:]
-    if not (focal > 0 and height > 0 and width > 0):
-        reject(path, f"has focal {focal}, height {height} and width {width}, wanted positive numbers")
+    if not all(_SMALLEST < number < _LARGEST for number in (focal, height, width)):
+        reject(path, f"has focal {focal}, height {height} and width {width}, wanted positive numbers of pixels")
     if abs(cx - width / 2) > 1 or abs(cy - height / 2) > 1:
         reject(path, f"has its principal point at {cx}, {cy}, wanted the centre of {width:g} x {height:g} pixels")
     if abs(height * size[1] - width * size[0]) > 1e-3 * width * size[0]:
@@ -86,9 +89,7 @@ def _read_focal(path: Path, size: tuple[int, int]) -> float:
 
 def _read_numbers(path: Path) -> list[float]:
     try:
-        numbers = [float(word) for word in path.read_text(encoding="ascii").split()]
-    except OSError as error:
-        reject(path, f"cannot be read: {error.strerror}")
+        numbers = [float(word) for word in read_bytes(path).decode("ascii").split()]
     except ValueError as error:
         reject(path, f"holds something that is not a number: {error}")
     if not np.isfinite(numbers).all():

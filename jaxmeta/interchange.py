@@ -1,0 +1,111 @@
+"""Moves initialisations between runs, files that any program reads, and the networks of other code.
+
+    python -m jaxmeta.interchange export RUN FILE.safetensors
+    python -m jaxmeta.interchange import FILE RUN
+
+An exported file is read without jaxmeta:
+
+    import json
+    from safetensors import safe_open
+    with safe_open("cars.safetensors", framework="numpy") as file:
+        config = json.loads(file.metadata()["config"])
+        params = {name: file.get_tensor(name) for name in file.keys()}
+
+`import` reads the same, and npz of plain arrays; `initialisations.py` states the networks that it knows.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tyro
+
+from jaxmeta import __version__, assembly, checkpoints, devices, initialisations, metalearning, runfiles
+from jaxmeta import config as configs
+from jaxmeta.config import TrainConfig
+from jaxmeta.errors import CheckpointError, InputError, StorageError, run_command
+from jaxmeta.initialisations import FORMAT, VERSION, Density
+from jaxmeta.metalearning import MetaState, Params
+
+
+def main() -> None:
+    """Exports or imports, as the command line says."""
+    tyro.extras.subcommand_cli_from_dict({"export": export_run, "import": import_run})
+
+
+def export_run(run: tyro.conf.Positional[Path], file: tyro.conf.Positional[Path]) -> None:
+    """Write the newest sound initialisation of a run, and its config, to a safetensors file.
+
+    Args:
+      run: folder of a run of train.py.
+      file: to write.
+    """
+    settings = configs.load(run / "config.json")
+    state = _restored(run, settings)
+    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state.params))[0]
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    metadata = {"format": FORMAT, "version": VERSION, "jaxmeta": __version__, "step": str(int(state.step))}
+    _write(file, safetensors.numpy.save(arrays, metadata | {"config": json.dumps(configs.as_dict(settings))}))
+    print(f"{file} holds the initialisation of {run} at meta-step {int(state.step)}")
+
+
+def import_run(
+    file: tyro.conf.Positional[Path],
+    run: tyro.conf.Positional[Path],
+    class_name: str | None = None,
+    density: Density = "softplus",
+) -> None:
+    """Make a run for eval.py from an exported initialisation, or from weights of learnit or nerf-meta.
+
+    Args:
+      file: safetensors, or npz of plain arrays.
+      run: folder to make; its meta-steps start from 0.
+      class_name: the class of scenes; None for that of the file, or car.
+      density: of nerf-meta's weights: relu if they are of its first version.
+    """
+    if (run / "config.json").exists() or (run / "checkpoints").exists():
+        raise InputError(f"{run} holds a run already; give another folder")
+    found = initialisations.read(file, density)
+    data = dataclasses.replace(found.settings.data, class_name=class_name or found.settings.data.class_name)
+    settings = dataclasses.replace(found.settings, run=run, data=data)
+    runfiles.claim_run(settings)
+    _save(settings, jax.tree.map(jnp.asarray, found.params), found.origin)
+    print(f"{run} holds the initialisation of {found.origin}; python eval.py {run} evaluates it")
+
+
+def _restored(run: Path, settings: TrainConfig) -> MetaState:
+    init = assembly.scene_functions(settings, height=1, width=1, num_rays=1).init
+    like = metalearning.initial_state(init(jax.random.key(0)), configs.outer_optimiser(settings.outer))
+    with checkpoints.open_checkpoints(run) as saved:
+        found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))
+    if found is None:
+        raise CheckpointError(f"{run} holds no checkpoint yet")
+    return found.state
+
+
+def _save(settings: TrainConfig, params: Params, origin: str) -> None:
+    """Writes the first checkpoint of a run."""
+    about = {"config": configs.as_dict(settings), "data": None, "imported": origin}
+    state = metalearning.initial_state(params, configs.outer_optimiser(settings.outer))
+    with checkpoints.open_checkpoints(settings.run) as saved:
+        checkpoints.save(saved, state, about)
+        checkpoints.finish(saved)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run_command(main)
