@@ -87,7 +87,8 @@ def _fail(message: str, exit_code: int) -> NoReturn:
         sys.stdout.flush()
     except OSError:
         # Nobody reads; another attempt at the end of the interpreter would spoil the exit code.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(exit_code)
 
 

@@ -41,8 +41,9 @@ def wrap(module, name, before=None, after=None):
         if after: after(*args, **kwargs)
         return result
     setattr(module, name, wrapped)
-def send(number, times=1):
-    for _ in range(times): os.kill(os.getpid(), number)
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)  # a thread takes note of it
 {fault}
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

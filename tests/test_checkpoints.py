@@ -193,6 +193,17 @@ def copied_step(run: Path) -> str:
     return "999"
 
 
+def other_arrays(run: Path) -> str:
+    """Whole files, with their checksums, that are of another training."""
+    with checkpoints.open_checkpoints(run.parent / "other") as saved:
+        state = state_at(3)
+        checkpoints.save(saved, state._replace(params=jax.tree.map(jnp.negative, state.params)), ABOUT)
+        checkpoints.finish(saved)
+    shutil.rmtree(run / "checkpoints" / "3" / "state")
+    (run.parent / "other" / "checkpoints" / "3" / "state").rename(run / "checkpoints" / "3" / "state")
+    return "3"
+
+
 def change_meta(run: Path, **changes: object) -> str:
     path = run / "checkpoints" / "3" / "meta" / "metadata"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -209,6 +220,7 @@ def newer_format(run: Path) -> str:
 
 REASONS = {
     foreign_step: "",
+    other_arrays: "its arrays differ from what was saved",
     copied_step: "it is of step 1",
     other_data: "its description differs from what was saved",
     newer_format: r"its format is 2, jaxmeta \S+ reads 1; it was written by {'jaxmeta': '9.9'}",
