@@ -7,7 +7,6 @@ must meet a certain moment are planted there, in the process itself.
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import time
@@ -164,9 +163,8 @@ def test_t6_t7_evaluation_stops(commands, half, tmp_path, number):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def only_small_files() -> None:
-    """Lines of metrics fit on the disk, arrays do not."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+# Lines of metrics fit on the disk, arrays do not.
+ONLY_SMALL_FILES = "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))"
 
 
 WIDE = {"field__width": 48}
@@ -193,7 +191,7 @@ def half_wide(halfway_wide, tmp_path) -> Path:
 
 
 def test_t10_disk_full_until_the_end(commands, wide, half_wide):
-    process = commands.start(commands.train_words(half_wide, **STEPS, **WIDE), preexec_fn=only_small_files)
+    process = commands.start(commands.train_words(half_wide, **STEPS, **WIDE), fault=ONLY_SMALL_FILES)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 6
     assert "warning: a checkpoint could not be written" in stderr and "training goes on" in stderr
@@ -207,7 +205,7 @@ def test_t10_disk_full_until_the_end(commands, wide, half_wide):
 
 
 def test_t10_disk_full_for_the_last_save_alone(commands, half_wide):
-    process = commands.start(commands.train_words(half_wide, outer__num_steps=6, **WIDE), preexec_fn=only_small_files)
+    process = commands.start(commands.train_words(half_wide, outer__num_steps=6, **WIDE), fault=ONLY_SMALL_FILES)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 6 and "could not be written" in stderr
     assert steps(half_wide) == [2, 4]
