@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,10 +47,15 @@ def test_signals_come_back_after_the_block():
         time.sleep(10)
 
 
-def program(code: str, **kwargs) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
-    )
+@contextmanager
+def program(code: str) -> Iterator[subprocess.Popen[str]]:
+    """Runs code, and ends it with the block."""
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 # The main thread holds out in compiled code, as in a compilation: no Python handler runs.
