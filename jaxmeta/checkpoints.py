@@ -64,8 +64,13 @@ def open_checkpoints(
     Raises:
       InputError: the folder cannot be made or read.
     """
+    # Processes meet at barriers, whose names must differ between the folders of a run.
+    barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=not read_only, create=not read_only
+        max_to_keep=keep,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        multiprocessing_options=barriers,
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     try:

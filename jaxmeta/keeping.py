@@ -95,6 +95,7 @@ class Keeper:
         """Saves the state apart if its validation PSNR, in dB, is the best so far; errors as for `keep`."""
         if psnr > self._best_psnr:
             try:
+                self._finish()  # two saves at a time would mix up the processes of a run
                 checkpoints.save(self._best, state, self._about | {"validation_psnr": psnr})
                 checkpoints.finish(self._best)
                 self._best_psnr = psnr
