@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxmeta import checkpoints, config, devices, evaluation, metalearning, results, runfiles
-from jaxmeta.assembly import SceneFunctions, scene_functions
+from jaxmeta.assembly import Signal, scene_signal
 from jaxmeta.config import EvalConfig, TrainConfig
 from jaxmeta.data.splits import Split, load_split
 from jaxmeta.errors import CheckpointError, run_command
@@ -42,28 +43,24 @@ def main() -> None:
         assume_opaque=settings.data.assume_opaque,
     )
     height, width = split.views.images.shape[2:4]
-    functions = scene_functions(
-        settings, height=height, width=width, num_rays=wanted.num_rays or settings.inner.num_rays
-    )
+    signal = scene_signal(settings, height=height, width=width, num_rays=wanted.num_rays or settings.inner.num_rays)
     mesh = devices.scene_mesh()
-    step, learned = load_learned(wanted, settings, functions, mesh)
-    initialisations = {"standard": functions.init(jax.random.key(wanted.seed)), "learned": learned}
-    fit_scenes = evaluation.within_memory(
-        lambda rays_per_chunk: evaluation.make_fit_scenes(
-            functions.loss,
-            optax.sgd(wanted.step_size or settings.inner.step_size),
-            partial(functions.render_pose, rays_per_chunk=rays_per_chunk),
-            mesh,
-            stages=wanted.stages,
-        )
+    step, learned = load_learned(wanted, settings, signal, mesh)
+    initialisations = {"standard": signal.init(jax.random.key(wanted.seed)), "learned": learned}
+    optimiser = optax.sgd(wanted.step_size or settings.inner.step_size)
+    adapt = evaluation.make_adapt(signal.loss, optimiser, mesh, stages=wanted.stages)
+    score = evaluation.within_memory(
+        lambda rays: evaluation.make_score(partial(signal.predict, rays_per_chunk=rays), signal.target, mesh)
     )
-    support = evaluation.select_views(split.views, wanted.support)
-    query = evaluation.select_views(split.views, wanted.query)
+    scenes = np.arange(len(split.ids))
+    support_numbers, query_numbers = (np.tile(views, (len(scenes), 1)) for views in (wanted.support, wanted.query))
+    support = signal.support(split.views, scenes, support_numbers)
+    query = signal.query(split.views, scenes, query_numbers)
     bar = tqdm(total=2 * len(split.ids), unit="scene", disable=None)
     fits = {}
     for name, params in initialisations.items():
         batches = evaluation.fit_in_batches(
-            fit_scenes, params, support, query, mesh, seed=wanted.seed, batch_size=wanted.scenes_at_once
+            adapt, score, params, support, query, mesh, seed=wanted.seed, batch_size=wanted.scenes_at_once
         )
         done = []
         for fit in batches:
@@ -74,8 +71,9 @@ def main() -> None:
     write_results(out, wanted, settings, step, split, fits)
     write_figures(
         out,
-        functions.render_pose,
-        support,
+        signal.predict,
+        signal.target,
+        signal.query(split.views, scenes, support_numbers),
         query,
         fits,
         ids=split.ids,
@@ -86,11 +84,9 @@ def main() -> None:
     print(f"results and figures are in {out}")
 
 
-def load_learned(
-    wanted: EvalConfig, settings: TrainConfig, functions: SceneFunctions, mesh: Mesh
-) -> tuple[int, Params]:
+def load_learned(wanted: EvalConfig, settings: TrainConfig, signal: Signal, mesh: Mesh) -> tuple[int, Params]:
     """Returns the meta-step and the parameters of a run's initialisation."""
-    start = metalearning.initial_state(functions.init(jax.random.key(0)), config.outer_optimiser(settings.outer))
+    start = metalearning.initial_state(signal.init(jax.random.key(0)), config.outer_optimiser(settings.outer))
     name = "best" if wanted.checkpoint == "best" else "checkpoints"
     with checkpoints.open_checkpoints(wanted.run, name, read_only=True) as saved:
         found = checkpoints.restore(saved, like=start, sharding=devices.replicated(mesh))

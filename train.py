@@ -10,13 +10,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxmeta import checkpoints, config, devices, evaluation, feeding, interruption, metalearning, runfiles, training
-from jaxmeta.assembly import SceneFunctions, scene_functions
+from jaxmeta.assembly import Signal, scene_signal
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import Split, load_split
 from jaxmeta.errors import run_command
@@ -40,11 +41,11 @@ def main() -> None:
     mesh = devices.scene_mesh()
     split = load_scenes(settings, "train", settings.data.num_scenes)
     height, width = split.views.images.shape[2:4]
-    functions = scene_functions(settings, height=height, width=width, num_rays=settings.inner.num_rays)
-    validate = make_validate(settings, functions, mesh) if settings.validation.every else None
+    signal = scene_signal(settings, height=height, width=width, num_rays=settings.inner.num_rays)
+    validate = make_validate(settings, signal, mesh) if settings.validation.every else None
     optimiser = config.outer_optimiser(settings.outer)
     train_steps = training.make_train_steps(
-        functions.loss,
+        signal.loss,
         optax.sgd(settings.inner.step_size),
         optimiser,
         mesh,
@@ -52,7 +53,7 @@ def main() -> None:
         num_inner_steps=settings.inner.num_steps,
         unroll=settings.inner.unroll,
     )
-    start = metalearning.initial_state(functions.init(jax.random.key(settings.seed)), optimiser)
+    start = metalearning.initial_state(signal.init(jax.random.key(settings.seed)), optimiser)
     runfiles.check_run(settings)
     with (
         interruption.sole_writer(settings.run),
@@ -139,25 +140,29 @@ def load_scenes(settings: TrainConfig, name: str, num_scenes: int | None) -> Spl
     )
 
 
-def make_validate(settings: TrainConfig, functions: SceneFunctions, mesh: Mesh) -> Callable[[Params], float]:
+def make_validate(settings: TrainConfig, signal: Signal, mesh: Mesh) -> Callable[[Params], float]:
     """Returns a function that gives the mean PSNR in dB of held-out scenes after adaptation from one view."""
     wanted = settings.validation
     split = load_scenes(settings, "val", wanted.num_scenes)
-    fit_scenes = evaluation.within_memory(
-        lambda rays_per_chunk: evaluation.make_fit_scenes(
-            functions.loss,
-            optax.sgd(settings.inner.step_size),
-            partial(functions.render_pose, rays_per_chunk=rays_per_chunk),
-            mesh,
-            stages=[wanted.num_steps],
-        )
+    adapt = evaluation.make_adapt(signal.loss, optax.sgd(settings.inner.step_size), mesh, stages=[wanted.num_steps])
+    score = evaluation.within_memory(
+        lambda rays: evaluation.make_score(partial(signal.predict, rays_per_chunk=rays), signal.target, mesh)
     )
-    support = evaluation.select_views(split.views, [0])
-    query = evaluation.select_views(split.views, wanted.query)
+    scenes = np.arange(len(split.ids))
+    support = signal.support(split.views, scenes, np.tile([0], (len(scenes), 1)))
+    query = signal.query(split.views, scenes, np.tile(wanted.query, (len(scenes), 1)))
 
     def validate(params: Params) -> float:
         batches = evaluation.fit_in_batches(
-            fit_scenes, params, support, query, mesh, seed=settings.seed, batch_size=settings.outer.num_scenes
+            adapt,
+            score,
+            params,
+            support,
+            query,
+            mesh,
+            seed=settings.seed,
+            batch_size=settings.outer.num_scenes,
+            keep_params=False,
         )
         return float(evaluation.fit_all(batches).scores.psnr.mean())
 

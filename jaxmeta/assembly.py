@@ -2,32 +2,46 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
+from jaxmeta.cameras import View, Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.fields import RadianceField
 from jaxmeta.metalearning import LossFn, Params
-from jaxmeta.objectives import photometric_loss
+from jaxmeta.objectives import composite_on_white, photometric_loss
 from jaxmeta.rendering import Rendering, render_view
 
 
-class SceneFunctions(NamedTuple):
-    """A radiance field, how a scene's views judge it, and how it is seen."""
+class Signal(NamedTuple):
+    """A kind of signal: its network, what judges it, how it is seen; all that training and evaluation know of it.
+
+    What a network is fitted to, its support, and an item that it is scored on, of its query, are any pytrees of arrays.
+    """
 
     init: Callable[[Array], Params]
     """Draws the standard initialisation from a key."""
     loss: LossFn
-    """Of the support views of one scene."""
-    render_pose: Callable[..., Rendering]
-    """`(params, pose, focal, rays_per_chunk=4096) -> Rendering` of a whole view, so many rays at a time."""
+    """`(params, support, key)`, of one scene."""
+    predict: Callable[..., Float[Array, "height width channels"]]
+    """`(params, query_item, *, rays_per_chunk) -> image`: what a fitted network shows for an item, in [0, 1]."""
+    target: Callable[[Any], Float[Array, "height width channels"]]
+    """`query_item -> image`: what it should show."""
+    support: Callable[[Any, Int[np.ndarray, "tasks"], Int[np.ndarray, "tasks views"]], Any]
+    """`(data, scenes, numbers) -> support` on the host: of scene `scenes[i]` the views `numbers[i]`, along the leading
+    axis i. What a kind of signal counts as a view is its own; one that has a single view gets zeros."""
+    query: Callable[[Any, Int[np.ndarray, "tasks"], Int[np.ndarray, "tasks views"]], Any]
+    """As `support`, but query items along the second axis of every array."""
+    render_pose: Callable[..., Rendering] | None = None
+    """Of scenes: `(params, pose, focal, rays_per_chunk=4096) -> Rendering` of a whole view, for pictures."""
 
 
-def scene_functions(config: TrainConfig, *, height: int, width: int, num_rays: int) -> SceneFunctions:
-    """Returns the functions that a config describes.
+def scene_signal(config: TrainConfig, *, height: int, width: int, num_rays: int) -> Signal:
+    """Returns the functions of scenes that a config describes; a query item is a `View`.
 
     Args:
       config: of the run.
@@ -58,7 +72,10 @@ def scene_functions(config: TrainConfig, *, height: int, width: int, num_rays: i
             rays_per_chunk=rays_per_chunk,
         )
 
-    return SceneFunctions(
+    def predict(params: Params, view: View, *, rays_per_chunk: int = 4096) -> Float[Array, "height width 3"]:
+        return render_pose(params, view.pose, view.focal, rays_per_chunk).rgb
+
+    return Signal(
         init=lambda key: field.init(key, jnp.zeros((1, 3))),
         loss=partial(
             photometric_loss,
@@ -67,5 +84,21 @@ def scene_functions(config: TrainConfig, *, height: int, width: int, num_rays: i
             sampling=config.sampling,
             pixel_centre=config.pixel_centre,
         ),
+        predict=predict,
+        target=lambda view: composite_on_white(jnp.asarray(view.image)),
+        support=views_of_scenes,
+        query=lambda *chosen: each_view(views_of_scenes(*chosen)),
         render_pose=render_pose,
     )
+
+
+def views_of_scenes(views: Views, scenes: Int[np.ndarray, "tasks"], numbers: Int[np.ndarray, "tasks views"]) -> Views:
+    """Returns the views `numbers[i]` of scene `scenes[i]`, for each i."""
+    places = (scenes[:, None], numbers)
+    return Views(views.images[places], views.poses[places], views.focal[scenes])
+
+
+def each_view(views: Views) -> View:
+    """Returns views with the focal length of their scene."""
+    num_views = views.poses.shape[-3]
+    return View(views.images, views.poses, np.repeat(views.focal[..., None], num_views, axis=-1))

@@ -32,6 +32,14 @@ class Views(NamedTuple):
     """In pixels, one for all views of a scene."""
 
 
+class View(NamedTuple):
+    """Posed images, each with its own focal length; the leading axes are the same in all three."""
+
+    image: UInt8[Any, "*views height width 4"]
+    pose: Float[Any, "*views 4 4"]
+    focal: Float[Any, "*views"]
+
+
 def pixel_rays(
     row: Int[Array, "*rays"],
     column: Int[Array, "*rays"],

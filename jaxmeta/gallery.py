@@ -1,23 +1,27 @@
 """Composes the figures of an evaluation: what was given, what was wanted, what each initialisation made of it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxmeta import figures
-from jaxmeta.cameras import Views
-from jaxmeta.evaluation import Fit, within_memory
-from jaxmeta.objectives import composite_on_white
-from jaxmeta.rendering import Rendering
+from jaxmeta.evaluation import Fit, Target, within_memory
+
+Show = Callable[[str, int, Any, int, int], np.ndarray]
+"""`(initialisation, stage, items, scene, index) -> image` of one of a scene's items."""
 
 
 def write_figures(
     out: Path,
-    render_pose: Callable[..., Rendering],
-    support: Views,
-    query: Views,
+    predict: Callable[..., Float[Array, "height width channels"]],
+    target: Target,
+    support: Any,
+    query: Any,
     fits: Mapping[str, Fit],
     *,
     ids: Sequence[str],
@@ -29,9 +33,10 @@ def write_figures(
 
     Args:
       out: the folder.
-      render_pose: `(params, pose, focal, rays_per_chunk) -> Rendering` of a view of an adapted field.
-      support: views of all scenes.
-      query: views of all scenes.
+      predict: `(params, item, *, rays_per_chunk) -> image` that an adapted field shows.
+      target: what it should show.
+      support: the support of all scenes as items, as those of the query.
+      query: items of all scenes, along the second axis.
       fits: of all scenes, by initialisation; one is called "learned".
       ids: of the scenes.
       query_numbers: which of their scene's views the query views are.
@@ -39,36 +44,38 @@ def write_figures(
       num_scenes: how many scenes to show.
     """
     shown, titles = range(min(num_scenes, len(ids))), [str(scene_id) for scene_id in ids]
-    render = within_memory(
-        lambda rays_per_chunk: jax.jit(lambda params, pose, focal: render_pose(params, pose, focal, rays_per_chunk).rgb)
-    )
+    draw = within_memory(lambda rays_per_chunk: jax.jit(partial(predict, rays_per_chunk=rays_per_chunk)))
 
-    def view(name: str, stage: int, views: Views, scene: int, index: int) -> np.ndarray:
+    def show(name: str, stage: int, items: Any, scene: int, index: int) -> np.ndarray:
         params = jax.tree.map(lambda leaf: leaf[scene, stage], fits[name].params)
-        return np.asarray(render(params, views.poses[scene, index], views.focal[scene]))
+        return np.asarray(draw(params, _item(items, scene, index)))
 
-    _comparison(out / "comparison.png", view, support, query, list(fits), shown, titles, stages)
-    _novel_views(out / "novel_views.png", view, support, query, shown, titles, query_numbers, stages)
+    def wanted(items: Any, scene: int, index: int) -> np.ndarray:
+        return np.asarray(target(_item(items, scene, index)))
+
+    _comparison(out / "comparison.png", show, wanted, support, query, list(fits), shown, titles, stages)
+    _novel_views(out / "novel_views.png", show, wanted, support, query, shown, titles, query_numbers, stages)
     psnr = {name: fit.scores.psnr.mean(axis=-1) for name, fit in fits.items()}
     figures.curves(out / "psnr.png", stages, psnr, label="PSNR of query views (dB)")
 
 
 def _comparison(
     path: Path,
-    view: Callable[[str, int, Views, int, int], np.ndarray],
-    support: Views,
-    query: Views,
+    show: Show,
+    wanted: Callable[[Any, int, int], np.ndarray],
+    support: Any,
+    query: Any,
     names: Sequence[str],
     shown: Sequence[int],
     titles: Sequence[str],
     stages: Sequence[int],
 ) -> None:
     """Writes a row per scene: the support view, a query view, and that view after each stage of each fit."""
-    middle = query.images.shape[1] // 2
+    middle = jax.tree.leaves(query)[0].shape[1] // 2
     columns = [(name, stage) for name in names for stage in range(len(stages))]
     rows = [
-        [_target(support, scene, 0), _target(query, scene, middle)]
-        + [view(name, stage, query, scene, middle) for name, stage in columns]
+        [wanted(support, scene, 0), wanted(query, scene, middle)]
+        + [show(name, stage, query, scene, middle) for name, stage in columns]
         for scene in shown
     ]
     column_titles = ["support view", "target"] + [f"{name}\n{_steps(stages[stage])}" for name, stage in columns]
@@ -77,9 +84,10 @@ def _comparison(
 
 def _novel_views(
     path: Path,
-    view: Callable[[str, int, Views, int, int], np.ndarray],
-    support: Views,
-    query: Views,
+    show: Show,
+    wanted: Callable[[Any, int, int], np.ndarray],
+    support: Any,
+    query: Any,
     shown: Sequence[int],
     titles: Sequence[str],
     query_numbers: Sequence[int],
@@ -90,15 +98,15 @@ def _novel_views(
     places = [(support, 0)] + [(query, index) for index in range(len(query_numbers))]
     rows = []
     for scene in shown:
-        rows.append([_target(views, scene, index) for views, index in places])
-        rows.append([view("learned", last, views, scene, index) for views, index in places])
+        rows.append([wanted(views, scene, index) for views, index in places])
+        rows.append([show("learned", last, views, scene, index) for views, index in places])
     row_titles = [title for scene in shown for title in (titles[scene], f"learned, {_steps(stages[last])}")]
     column_titles = ["input view"] + [f"novel view {number}" for number in query_numbers]
     figures.image_grid(path, rows, column_titles=column_titles, row_titles=row_titles)
 
 
-def _target(views: Views, scene: int, index: int) -> np.ndarray:
-    return np.asarray(composite_on_white(views.images[scene, index]))
+def _item(items: Any, scene: int, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[scene, index], items)
 
 
 def _steps(count: int) -> str:

@@ -79,7 +79,7 @@ def import_run(
 
 
 def _restored(run: Path, settings: TrainConfig) -> MetaState:
-    init = assembly.scene_functions(settings, height=1, width=1, num_rays=1).init
+    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
     like = metalearning.initial_state(init(jax.random.key(0)), configs.outer_optimiser(settings.outer))
     with checkpoints.open_checkpoints(run) as saved:
         found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta.assembly import scene_functions
+from jaxmeta.assembly import scene_signal
 from jaxmeta.cameras import Views
 from jaxmeta.config import FieldConfig, TrainConfig
 from jaxmeta.fields import RadianceField
-from jaxmeta.objectives import photometric_loss
+from jaxmeta.objectives import composite_on_white, photometric_loss
 from jaxmeta.rendering import Sampling, render_view
 
 SETTINGS = TrainConfig(
@@ -24,7 +24,7 @@ FIELD = RadianceField(width=6, depth=1, num_frequencies=3, max_log2_frequency=1.
 
 @pytest.fixture(scope="module")
 def functions():
-    return scene_functions(SETTINGS, height=5, width=12, num_rays=9)
+    return scene_signal(SETTINGS, height=5, width=12, num_rays=9)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,25 @@ def test_render_pose(functions, params, balls):
     assert found.opacity.max() > 0.01
 
 
+def test_a_query_item_is_a_view_with_its_focal_length(functions, params, balls):
+    scenes, numbers = np.array([4, 0, 4]), np.array([[3, 1], [0, 2], [1, 1]])
+    support, query = functions.support(balls, scenes, numbers), functions.query(balls, scenes, numbers)
+    for task, (scene, chosen) in enumerate(zip(scenes, numbers, strict=True)):
+        np.testing.assert_array_equal(support.images[task], balls.images[scene, chosen])
+        np.testing.assert_array_equal(support.poses[task], balls.poses[scene, chosen])
+        assert support.focal[task] == balls.focal[scene]
+    np.testing.assert_array_equal(query.image, support.images)
+    np.testing.assert_array_equal(query.pose, support.poses)
+    np.testing.assert_array_equal(query.focal, np.stack([support.focal] * 2, axis=1))
+    item = jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 1]), query)
+    rendering = functions.render_pose(params, item.pose, item.focal)
+    np.testing.assert_allclose(functions.predict(params, item, rays_per_chunk=20), rendering.rgb, atol=1e-6)
+    np.testing.assert_array_equal(functions.target(item), composite_on_white(jnp.asarray(balls.images[4, 1])))
+
+
 def test_compute_dtype_reaches_the_field(functions, params, balls):
     halved = dataclasses.replace(SETTINGS, field=dataclasses.replace(SETTINGS.field, compute_dtype="bfloat16"))
     pose, focal = jnp.asarray(balls.poses[0, 0]), jnp.asarray(balls.focal[0])
-    half = scene_functions(halved, height=5, width=12, num_rays=9).render_pose(params, pose, focal)
+    half = scene_signal(halved, height=5, width=12, num_rays=9).render_pose(params, pose, focal)
     full = functions.render_pose(params, pose, focal)
     assert 1e-5 < np.abs(half.rgb - full.rgb).max() < 0.05

@@ -346,15 +346,15 @@ def test_t4_what_does_not_fit_is_refused_with_numbers(commands, tmp_path):
 OUT_OF_MEMORY = """
 import jax
 import jaxmeta.evaluation as m
-make, made = m.make_fit_scenes, []
+make, made = m.make_score, []
 def make_on_a_small_device(*args, **kwargs):
-    made.append(args[2].keywords["rays_per_chunk"])
-    def fit_scenes(*arguments):
+    made.append(args[0].keywords["rays_per_chunk"])
+    def score_tasks(*arguments):
         if made[-1] > {fits}:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return make(*args, **kwargs)(*arguments)
-    return fit_scenes
-m.make_fit_scenes = make_on_a_small_device
+    return score_tasks
+m.make_score = make_on_a_small_device
 """
 
 
@@ -380,7 +380,8 @@ def test_t16_one_compilation(commands, tmp_path):
     done = commands.train(tmp_path / "run", env=env, data__residency="host", outer__num_steps=9)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Finished XLA compilation of jit(train_steps)") == 1
-    assert done.stderr.count("Finished XLA compilation of jit(fit_scene") == 1
+    assert done.stderr.count("Finished XLA compilation of jit(adapt_task") == 1
+    assert done.stderr.count("Finished XLA compilation of jit(score_tasks") == 1
 
 
 def test_t17_from_another_place_and_by_a_path_with_spaces(commands, whole, tmp_path):

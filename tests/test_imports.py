@@ -21,7 +21,7 @@ NUMERICAL_CORE = {
     "rendering": {"cameras"},
     "objectives": {"cameras", "rendering"},
     "training": {"devices", "feeding", "metalearning"},
-    "evaluation": {"cameras", "devices", "metalearning", "objectives", "rendering"},
+    "evaluation": {"devices", "metalearning"},
 }
 """What a module may know of the package."""
 

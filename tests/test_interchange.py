@@ -149,7 +149,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tränierte cars"
     settings = TrainConfig(run=folder, data=DataConfig(class_name="lamp"), field=FIELD, pixel_centre=0.25)
     runfiles.claim_run(settings)
-    start = assembly.scene_functions(settings, height=1, width=1, num_rays=1).init(jax.random.key(0))
+    start = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init(jax.random.key(0))
     with checkpoints.open_checkpoints(folder) as saved:
         for step in (1, 2):
             params = jax.tree.map(lambda leaf, step=step: jnp.full_like(leaf, step), start)
