@@ -17,6 +17,13 @@ _DENSITY_ACTIVATIONS = {
 }
 
 
+def activate(
+    outputs: Float[Array, "*points 4"], density_activation: DensityActivation
+) -> tuple[Float[Array, "*points"], Float[Array, "*points 3"]]:
+    """Returns the density and the rgb that the network's last layer stands for."""
+    return _DENSITY_ACTIVATIONS[density_activation](outputs[..., 3]), nn.sigmoid(outputs[..., :3])
+
+
 class RadianceField(nn.Module):
     """Maps points of a scene to volume density and colour, without view dependence (Tancik et al. 2021, section 4.3).
 
@@ -49,7 +56,7 @@ class RadianceField(nn.Module):
         for _ in range(self.depth):
             features = nn.relu(_dense(features, self.width, dtype, points.dtype))
         outputs = _dense(features, 4, dtype, points.dtype).astype(points.dtype)
-        return _DENSITY_ACTIVATIONS[self.density_activation](outputs[..., 3]), nn.sigmoid(outputs[..., :3])
+        return activate(outputs, self.density_activation)
 
 
 def _dense(features: Float[Array, "*points inputs"], width: int, dtype: Any, param_dtype: Any) -> Array:

@@ -6,6 +6,7 @@ ray does not meet is white.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxmeta.cameras import Rays, pixel_rays
 
-Field = Callable[[Float[Array, "samples 3"]], Any]
+Field = Callable[[Float[Array, "*points 3"]], Any]
 """`points -> (density, rgb)`: per unit of distance and non-negative; in [0, 1]."""
 
 
@@ -78,11 +79,13 @@ def compositing_weights(
     return jnp.exp(-before) * -jnp.expm1(-optical_depth)
 
 
-def render_ray(field: Field, ray: Rays, uniform: Float[Array, "samples"], sampling: Sampling) -> Rendering:
-    """Returns what one ray sees; `uniform` is as for `stratified_distances`."""
-    distances = stratified_distances(uniform, sampling)
-    points = ray.origins + distances[:, None] * ray.directions
-    density, rgb = field(points)
+def composite(
+    density: Float[Array, "samples"],
+    rgb: Float[Array, "samples 3"],
+    distances: Float[Array, "samples"],
+    sampling: Sampling,
+) -> Rendering:
+    """Returns what a ray sees of its samples; `density` and `distances` are as for `compositing_weights`."""
     weights = compositing_weights(density, distances, last_interval=sampling.last_interval)
     opacity = jnp.sum(weights)
     return Rendering(
@@ -92,9 +95,19 @@ def render_ray(field: Field, ray: Rays, uniform: Float[Array, "samples"], sampli
     )
 
 
+def render_ray(field: Field, ray: Rays, uniform: Float[Array, "samples"], sampling: Sampling) -> Rendering:
+    """Returns what one ray sees; `uniform` is as for `stratified_distances`."""
+    distances = stratified_distances(uniform, sampling)
+    density, rgb = field(ray.origins + distances[:, None] * ray.directions)
+    return composite(density, rgb, distances, sampling)
+
+
 def render_rays(field: Field, rays: Rays, uniform: Float[Array, "rays samples"], sampling: Sampling) -> Rendering:
     """Returns what each ray sees; `uniform` is as for `stratified_distances`."""
-    return jax.vmap(lambda ray, u: render_ray(field, ray, u, sampling))(rays, uniform)
+    distances = stratified_distances(uniform, sampling)
+    # The field sees all points at once, not ray by ray under the vmap, so that it may run as few large matmuls.
+    density, rgb = field(rays.origins[:, None] + distances[..., None] * rays.directions[:, None])
+    return jax.vmap(partial(composite, sampling=sampling))(density, rgb, distances)
 
 
 def render_view(
@@ -120,12 +133,17 @@ def render_view(
       pixel_centre: as for `pixel_rays`.
       rays_per_chunk: how many rays are in memory at a time.
     """
-    middle = jnp.full((sampling.num_samples,), 0.5, pose.dtype)
+    num_rays = height * width
+    num_chunks = -(-num_rays // rays_per_chunk)
+    chunk_size = -(-num_rays // num_chunks)
+    middle = jnp.full((chunk_size, sampling.num_samples), 0.5, pose.dtype)
 
-    def pixel(index: Array) -> Rendering:
-        row, column = index // width, index % width
-        ray = pixel_rays(row, column, pose, focal, height=height, width=width, pixel_centre=pixel_centre)
-        return render_ray(field, ray, middle, sampling)
+    def chunk(pixels: Array) -> Rendering:
+        row, column = pixels // width, pixels % width
+        poses = jnp.broadcast_to(pose, (chunk_size, 4, 4))
+        rays = pixel_rays(row, column, poses, focal, height=height, width=width, pixel_centre=pixel_centre)
+        return render_rays(field, rays, middle, sampling)
 
-    flat = jax.lax.map(pixel, jnp.arange(height * width), batch_size=min(rays_per_chunk, height * width))
-    return jax.tree.map(lambda leaf: leaf.reshape(height, width, *leaf.shape[1:]), flat)
+    pixels = jnp.arange(num_chunks * chunk_size).reshape(num_chunks, chunk_size)
+    chunks = jax.lax.map(chunk, jnp.minimum(pixels, num_rays - 1))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_rays].reshape(height, width, *leaf.shape[2:]), chunks)
