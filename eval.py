@@ -1,123 +1,162 @@
-"""Fits scenes never seen from a few views, from the learned and from the standard initialisation: what learning buys.
+"""Fits scenes never seen from a few views, from the learned initialisation and from others: what learning buys.
 
     python eval.py runs/cars
+    python eval.py runs/cars --protocol nerf-meta --baselines standard mean matched shuffled single-view joint
 
 Writes results.json, results.csv and figures into the folder `eval` of the run.
 """
 
-from functools import partial
-from pathlib import Path
+import dataclasses
+import sys
+import time
+from typing import Any
 
 import jax
 import numpy as np
-import optax
 import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmeta import checkpoints, config, devices, evaluation, metalearning, results, runfiles
-from jaxmeta.assembly import Signal, scene_signal
-from jaxmeta.config import EvalConfig, TrainConfig
-from jaxmeta.data.splits import Split, load_split
-from jaxmeta.errors import CheckpointError, run_command
-from jaxmeta.evaluation import Fit
+from jaxmeta import baselines, checkpoints, config, devices, metalearning, protocols, results, runfiles, tables, tasks
+from jaxmeta.assembly import scene_signal
+from jaxmeta.comparison import Starts, Subject, compare, num_fits
+from jaxmeta.config import TrainConfig
+from jaxmeta.data.splits import count_views
+from jaxmeta.errors import CheckpointError, JaxmetaError, run_command
 from jaxmeta.gallery import write_figures
 from jaxmeta.metalearning import Params
+from jaxmeta.protocols import EvalConfig
+from jaxmeta.results import Outcome
+from train import load_scenes, meta_learn
 
 
 def main() -> None:
     """Evaluates as the command line says."""
+    began, compiled = time.perf_counter(), devices.compilation_clock()
     wanted = tyro.cli(EvalConfig)
     settings = config.load(wanted.run / "config.json")
-    config.check_eval(wanted)
+    protocols.check(wanted)
     out = wanted.out or wanted.run / "eval"
     runfiles.claim_folder(out)
-    root = wanted.data_root or settings.data.root
-    split = load_split(
-        root,
-        settings.data.class_name,
-        wanted.split,
-        num_views=max(*wanted.support, *wanted.query) + 1,
-        num_scenes=wanted.num_scenes,
-        layout=settings.data.layout,
-        assume_opaque=settings.data.assume_opaque,
-    )
+    data = dataclasses.replace(settings.data, root=wanted.data_root or settings.data.root)
+    settings = dataclasses.replace(settings, run=wanted.run, data=data)
+    num_views = count_views(data.root, data.class_name, wanted.split, num_scenes=wanted.num_scenes, layout=data.layout)
+    plan = protocols.resolve(wanted, settings.inner, num_views)
+    split = load_scenes(settings, wanted.split, wanted.num_scenes, tasks.views_needed(plan, num_views))
     height, width = split.views.images.shape[2:4]
-    signal = scene_signal(settings, height=height, width=width, num_rays=wanted.num_rays or settings.inner.num_rays)
+    signal = scene_signal(settings, height=height, width=width, num_rays=plan.num_rays)
     mesh = devices.scene_mesh()
-    step, learned = load_learned(wanted, settings, signal, mesh)
-    initialisations = {"standard": signal.init(jax.random.key(wanted.seed)), "learned": learned}
-    optimiser = optax.sgd(wanted.step_size or settings.inner.step_size)
-    adapt = evaluation.make_adapt(signal.loss, optimiser, mesh, stages=wanted.stages)
-    score = evaluation.within_memory(
-        lambda rays: evaluation.make_score(partial(signal.predict, rays_per_chunk=rays), signal.target, mesh)
-    )
-    scenes = np.arange(len(split.ids))
-    support_numbers, query_numbers = (np.tile(views, (len(scenes), 1)) for views in (wanted.support, wanted.query))
-    support = signal.support(split.views, scenes, support_numbers)
-    query = signal.query(split.views, scenes, query_numbers)
-    bar = tqdm(total=2 * len(split.ids), unit="scene", disable=None)
-    fits = {}
-    for name, params in initialisations.items():
-        batches = evaluation.fit_in_batches(
-            adapt, score, params, support, query, mesh, seed=wanted.seed, batch_size=wanted.scenes_at_once
-        )
-        done = []
-        for fit in batches:
-            done.append(fit)
-            bar.update(len(fit.scores.psnr))
-        fits[name] = evaluation.fit_all(done)
-    bar.close()
-    write_results(out, wanted, settings, step, split, fits)
+    step, learned = load_learned(settings, wanted.checkpoint, mesh)
+    starts = initialisations(wanted, settings, learned, mesh)
+    subject = Subject(signal, split.views, len(split.ids), num_views)
+    ready, compiled_before = time.perf_counter(), compiled()
+    with tqdm(total=num_fits(plan, starts, len(split.ids)), unit="fit", disable=None) as bar:
+        outcomes, shown = compare(subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=bar.update)
+    seconds = {
+        "before_fitting": ready - began,
+        "fitting_and_scoring": time.perf_counter() - ready,
+        "of_which_compilation": compiled() - compiled_before,
+    }
+    about = {
+        "protocol": plan._asdict(),
+        "evaluation": config.as_dict(wanted),
+        "training": config.as_dict(settings) | {"step": step},
+        "versions": checkpoints.versions(),
+        "devices": devices.describe(),
+        "seconds": seconds,
+    }
+    write_results(wanted, about, split.ids, plan.stages, outcomes)
     write_figures(
         out,
         signal.predict,
         signal.target,
-        signal.query(split.views, scenes, support_numbers),
-        query,
-        fits,
+        shown.support,
+        shown.query,
+        shown.fits,
         ids=split.ids,
-        query_numbers=wanted.query,
-        stages=wanted.stages,
+        query_titles=[f"novel view {number}" for number in plan.query] or ["novel view"],
+        stages=plan.stages,
         num_scenes=wanted.figure_scenes,
     )
     print(f"results and figures are in {out}")
+    report_failures(outcomes, strict=wanted.strict)
 
 
-def load_learned(wanted: EvalConfig, settings: TrainConfig, signal: Signal, mesh: Mesh) -> tuple[int, Params]:
-    """Returns the meta-step and the parameters of a run's initialisation."""
-    start = metalearning.initial_state(signal.init(jax.random.key(0)), config.outer_optimiser(settings.outer))
-    name = "best" if wanted.checkpoint == "best" else "checkpoints"
-    with checkpoints.open_checkpoints(wanted.run, name, read_only=True) as saved:
-        found = checkpoints.restore(saved, like=start, sharding=devices.replicated(mesh))
+def load_learned(settings: TrainConfig, which: str, mesh: Mesh) -> tuple[int, Params]:
+    """Returns the meta-step and the parameters of a run's initialisation: its "latest" or "best"."""
+    init = scene_signal(settings, height=1, width=1, num_rays=1).init
+    start = metalearning.initial_state(init(jax.random.key(0)), config.outer_optimiser(settings.outer))
+    folder = settings.run / ("best" if which == "best" else "checkpoints")
+    found = None
+    if which == "latest" or folder.is_dir():
+        with checkpoints.open_checkpoints(settings.run, folder.name, read_only=True) as saved:
+            found = checkpoints.restore(saved, like=start, sharding=devices.replicated(mesh))
+    if found is None and which == "best":
+        raise CheckpointError(
+            f"{folder} holds no state with the best validation, as that of a run which was imported or not validated; "
+            "drop --checkpoint best"
+        )
     if found is None:
-        raise CheckpointError(f"{wanted.run / name} holds no checkpoint yet; let train.py go on, or run it first")
+        raise CheckpointError(f"{folder} holds no checkpoint yet; let train.py go on, or run it first")
     return int(found.state.step), found.state.params
 
 
-def write_results(
-    out: Path, wanted: EvalConfig, settings: TrainConfig, step: int, split: Split, fits: dict[str, Fit]
-) -> None:
-    """Writes results.json and results.csv, and prints the table."""
-    scores = {name: fit.scores for name, fit in fits.items()}
-    rows = results.records(scores, wanted.stages, split.ids, wanted.query)
-    summary = results.summary(scores, wanted.stages)
-    content = {
-        "schema": results.SCHEMA,
-        "protocol": config.as_dict(wanted),
-        "training": config.as_dict(settings) | {"step": step},
-        "versions": checkpoints.versions(),
-        "devices": devices.describe(),
-        "summary": summary,
-        "views": rows,
-    }
-    runfiles.write_atomically(out / "results.json", runfiles.to_json(content))
-    runfiles.write_atomically(out / "results.csv", results.to_csv(rows))
-    print(
-        f"{len(split.ids)} scenes of '{wanted.split}', {len(wanted.support)} support and {len(wanted.query)} query "
-        f"views, {step} meta-steps; mean ± standard deviation over scenes"
+def initialisations(wanted: EvalConfig, settings: TrainConfig, learned: Params, mesh: Mesh) -> Starts:
+    """Returns the baselines of each seed, in the order that they were asked for, and the learned initialisation."""
+    trained = {name: train_baseline(settings, name, mesh) for name in wanted.baselines if name in baselines.TRAINED}
+    signal = scene_signal(settings, height=1, width=1, num_rays=settings.inner.num_rays)
+
+    def training() -> Any:
+        split = load_scenes(settings, "train", settings.data.num_scenes)
+        scenes = np.arange(min(wanted.baseline_scenes, len(split.ids)))
+        return signal.support(split.views, scenes, np.tile(np.arange(settings.data.num_views), (len(scenes), 1)))
+
+    compute = baselines.make_computed(
+        signal, learned, training, mesh, step_size=settings.inner.step_size, num_steps=wanted.baseline_steps
     )
-    print(results.table(summary))
+    return {
+        seed: {name: trained[name] if name in trained else compute(name, seed) for name in wanted.baselines}
+        | {results.LEARNED: learned}
+        for seed in wanted.seeds
+    }
+
+
+def train_baseline(settings: TrainConfig, name: str, mesh: Mesh) -> Params:
+    """Returns the initialisation of a baseline that is meta-learned; a training that is done is not done again."""
+    changed = baselines.trained_config(settings, name)
+    print(f"baseline {name}: meta-learned in {changed.run}")
+    meta_learn(changed)
+    return load_learned(changed, "latest", mesh)[1]
+
+
+def write_results(
+    wanted: EvalConfig, about: dict[str, Any], ids: tuple[str, ...], stages: tuple[int, ...], outcomes: list[Outcome]
+) -> None:
+    """Writes results.json and results.csv, and prints the tables."""
+    rows = results.records(outcomes, stages, ids)
+    summary, paired = results.summary(outcomes, stages), results.differences(outcomes, stages)
+    adaptation = results.adaptation(outcomes, stages)
+    parts = {"summary": summary, "differences": paired, "adaptation": adaptation, "views": rows}
+    out = wanted.out or wanted.run / "eval"
+    runfiles.write_atomically(out / "results.json", runfiles.to_json({"schema": results.SCHEMA} | about | parts))
+    runfiles.write_atomically(out / "results.csv", results.to_csv(rows))
+    print(tables.heading(about, len(ids), outcomes))
+    counts = list(dict.fromkeys(row["support_views"] for row in summary))
+    of_first = ([row for row in some if row["support_views"] == counts[0]] for some in (summary, paired))
+    print(tables.of_stages(*of_first))
+    if len(counts) > 1:
+        print(tables.of_view_counts(summary))
+    print(tables.of_speed(adaptation, stages))
+
+
+def report_failures(outcomes: list[Outcome], *, strict: bool) -> None:
+    """Tells of scores that are not finite; with `strict`, ends the command."""
+    failed = sum(int((~np.isfinite(outcome.scores.psnr)).sum()) for outcome in outcomes)
+    if failed:
+        message = f"{failed} of {sum(outcome.scores.psnr.size for outcome in outcomes)} scores are not finite (null)"
+        if strict:
+            raise JaxmetaError(f"{message}; lower --step-size")
+        print(f"warning: {message} and left out of the table", file=sys.stderr)
 
 
 if __name__ == "__main__":

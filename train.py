@@ -6,7 +6,6 @@ The same command continues a run that is there already.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,18 @@ import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmeta import checkpoints, config, devices, evaluation, feeding, interruption, metalearning, runfiles, training
+from jaxmeta import (
+    checkpoints,
+    comparison,
+    config,
+    devices,
+    evaluation,
+    feeding,
+    interruption,
+    metalearning,
+    runfiles,
+    training,
+)
 from jaxmeta.assembly import Signal, scene_signal
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import Split, load_split
@@ -38,6 +48,11 @@ def main() -> None:
     together = settings.processes
     if together.join:
         devices.join_processes(together.coordinator, together.count, together.index, heartbeat=together.heartbeat)
+    meta_learn(settings)
+
+
+def meta_learn(settings: TrainConfig) -> None:
+    """Makes a run, or continues it; eval.py trains its baselines so."""
     mesh = devices.scene_mesh()
     split = load_scenes(settings, "train", settings.data.num_scenes)
     height, width = split.views.images.shape[2:4]
@@ -125,14 +140,14 @@ def train(
                 raise InterruptedRun(f"stopped at step {done.step}; the same command continues", stopped_by)
 
 
-def load_scenes(settings: TrainConfig, name: str, num_scenes: int | None) -> Split:
-    """Returns the first scenes of a split."""
+def load_scenes(settings: TrainConfig, name: str, num_scenes: int | None, num_views: int | None = None) -> Split:
+    """Returns the first scenes of a split, with so many views each, or as many as the settings say."""
     data = settings.data
     return load_split(
         data.root,
         data.class_name,
         name,
-        num_views=data.num_views,
+        num_views=num_views or data.num_views,
         num_scenes=num_scenes,
         layout=data.layout,
         assume_opaque=data.assume_opaque,
@@ -145,9 +160,7 @@ def make_validate(settings: TrainConfig, signal: Signal, mesh: Mesh) -> Callable
     wanted = settings.validation
     split = load_scenes(settings, "val", wanted.num_scenes)
     adapt = evaluation.make_adapt(signal.loss, optax.sgd(settings.inner.step_size), mesh, stages=[wanted.num_steps])
-    score = evaluation.within_memory(
-        lambda rays: evaluation.make_score(partial(signal.predict, rays_per_chunk=rays), signal.target, mesh)
-    )
+    score = comparison.score_function(signal, mesh)
     scenes = np.arange(len(split.ids))
     support = signal.support(split.views, scenes, np.tile([0], (len(scenes), 1)))
     query = signal.query(split.views, scenes, np.tile(wanted.query, (len(scenes), 1)))
@@ -162,7 +175,7 @@ def make_validate(settings: TrainConfig, signal: Signal, mesh: Mesh) -> Callable
             mesh,
             seed=settings.seed,
             batch_size=settings.outer.num_scenes,
-            keep_params=False,
+            keep_every=0,
         )
         return float(evaluation.fit_all(batches).scores.psnr.mean())
 

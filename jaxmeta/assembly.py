@@ -13,7 +13,7 @@ from jaxmeta.config import TrainConfig
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.fields import RadianceField
 from jaxmeta.metalearning import LossFn, Params
-from jaxmeta.objectives import composite_on_white, photometric_loss
+from jaxmeta.objectives import composite_on_white, field_samples, photometric_loss
 from jaxmeta.rendering import Rendering, render_view
 
 
@@ -36,6 +36,8 @@ class Signal(NamedTuple):
     axis i. What a kind of signal counts as a view is its own; one that has a single view gets zeros."""
     query: Callable[[Any, Int[np.ndarray, "tasks"], Int[np.ndarray, "tasks views"]], Any]
     """As `support`, but query items along the second axis of every array."""
+    output: Callable[[Params, Any, Array], Float[Array, "*points outputs"]]
+    """`(params, support, key)`: what the network itself gives at random points of a support's domain, of order one."""
     render_pose: Callable[..., Rendering] | None = None
     """Of scenes: `(params, pose, focal, rays_per_chunk=4096) -> Rendering` of a whole view, for pictures."""
 
@@ -75,19 +77,15 @@ def scene_signal(config: TrainConfig, *, height: int, width: int, num_rays: int)
     def predict(params: Params, view: View, *, rays_per_chunk: int = 4096) -> Float[Array, "height width 3"]:
         return render_pose(params, view.pose, view.focal, rays_per_chunk).rgb
 
+    drawing = {"num_rays": num_rays, "sampling": config.sampling, "pixel_centre": config.pixel_centre}
     return Signal(
         init=lambda key: field.init(key, jnp.zeros((1, 3))),
-        loss=partial(
-            photometric_loss,
-            field.apply,
-            num_rays=num_rays,
-            sampling=config.sampling,
-            pixel_centre=config.pixel_centre,
-        ),
+        loss=partial(photometric_loss, field.apply, **drawing),
         predict=predict,
         target=lambda view: composite_on_white(jnp.asarray(view.image)),
         support=views_of_scenes,
         query=lambda *chosen: each_view(views_of_scenes(*chosen)),
+        output=partial(field_samples, field.apply, **drawing),
         render_pose=render_pose,
     )
 

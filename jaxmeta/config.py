@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import msgspec
 import optax
-import tyro
 
 from jaxmeta.data.splits import Layout
 from jaxmeta.errors import InputError
@@ -148,42 +147,6 @@ class TrainConfig:
     """Show the traceback of an error."""
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """Fit scenes never seen, from the learned and from the standard initialisation."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of a run of train.py."""
-    split: str = "test"
-    """The scenes to fit: a key of the splits file."""
-    num_scenes: int | None = None
-    """The first so many scenes of the split; None for all."""
-    support: tuple[int, ...] = (0,)
-    """Views that the inner loop fits."""
-    query: tuple[int, ...] = (1, 4, 7, 10, 13, 16, 19, 22)
-    """Held-out views to score."""
-    stages: tuple[int, ...] = (0, 1, 10, 32, 100, 1000)
-    """Numbers of inner steps after which to score, increasing."""
-    num_rays: int | None = None
-    """Rays of each inner step; None for the number of the training."""
-    step_size: float | None = None
-    """Learning rate of the inner loop; None for that of the training."""
-    scenes_at_once: int = 4
-    """Scenes adapted side by side; more is faster on a GPU and takes more memory."""
-    figure_scenes: int = 5
-    """Scenes shown in the figures."""
-    data_root: Path | None = None
-    """Where the data lie now; None for where they lay in training."""
-    seed: int = 1
-    """Of the standard initialisation and of every draw."""
-    out: Path | None = None
-    """Folder for the results; None for RUN/eval."""
-    checkpoint: Literal["latest", "best"] = "latest"
-    """Which state of the training: the newest, or the one with the best validation."""
-    debug: bool = False
-    """Show the traceback of an error."""
-
-
 # What may change when a run continues: where things lie and how often it reports.
 _FREE_TO_CHANGE = (
     "run",
@@ -213,6 +176,7 @@ _MAY_BE_ZERO = (
     "processes.index",
     "step_timeout",
     "figure_scenes",
+    "draws",
 )
 
 
@@ -239,7 +203,7 @@ def check(config: TrainConfig) -> None:
     Raises:
       InputError: names the flag.
     """
-    _check_numbers(config)
+    check_numbers(config)
     outer, sampling, views = config.outer, config.sampling, config.data.num_views
     if not sampling.near < sampling.far:
         raise InputError(f"--sampling.far {sampling.far} must exceed --sampling.near {sampling.near}")
@@ -257,23 +221,12 @@ def check(config: TrainConfig) -> None:
         )
 
 
-def check_eval(wanted: EvalConfig) -> None:
-    """Refuses values that cannot be meant.
+def check_numbers(config: Any) -> None:
+    """Refuses numbers of any command's config that are not finite, or not positive where they must be.
 
     Raises:
       InputError: names the flag.
     """
-    _check_numbers(wanted)
-    if list(wanted.stages) != sorted(set(wanted.stages)) or not wanted.stages or wanted.stages[0] < 0:
-        raise InputError(f"--stages {wanted.stages} must be numbers of steps that increase from 0 or more")
-    if not wanted.support or not wanted.query or min(*wanted.support, *wanted.query) < 0:
-        raise InputError(f"--support {wanted.support} and --query {wanted.query} must be numbers of views, from 0")
-    both = set(wanted.support) & set(wanted.query)
-    if both:
-        raise InputError(f"--query {wanted.query} holds the support views {sorted(both)}; they are not held out")
-
-
-def _check_numbers(config: Any) -> None:
     for name, value in _flat(as_dict(config)).items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             flag = f"--{name.replace('_', '-')} {value}"

@@ -1,5 +1,6 @@
 """Spreads a batch of scenes over the devices there are."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -87,16 +88,34 @@ def compile_within_memory(function: Any, *arguments: Any) -> Any:
       OutOfMemoryError: it needs more memory than a device has; gives the numbers and what to turn down.
     """
     compiled = function.lower(*arguments).compile()
-    need, limit = compiled.memory_analysis(), memory_limit()
-    if need is not None and limit is not None:
-        total = need.argument_size_in_bytes + need.output_size_in_bytes + need.temp_size_in_bytes
-        total -= need.alias_size_in_bytes
-        if total > limit:
-            raise OutOfMemoryError(
-                f"the training step needs {total / 2**30:.1f} GiB, a device has {limit / 2**30:.1f} GiB; lower "
-                "--outer.num-scenes or --inner.num-rays, or keep the scenes off it: --data.residency host"
-            )
+    total, limit = memory_needed(compiled), memory_limit()
+    if limit is not None and total > limit:
+        raise OutOfMemoryError(
+            f"the training step needs {total / 2**30:.1f} GiB, a device has {limit / 2**30:.1f} GiB; lower "
+            "--outer.num-scenes or --inner.num-rays, or keep the scenes off it: --data.residency host"
+        )
     return compiled
+
+
+def compilation_clock() -> Callable[[], float]:
+    """Returns a function that gives the seconds which XLA has compiled since this call."""
+    durations: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            durations.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: sum(durations)
+
+
+def memory_needed(compiled: Any) -> int:
+    """Returns the bytes that a compiled function takes on each device, or 0 where that is not told."""
+    need = compiled.memory_analysis()
+    if need is None:
+        return 0
+    held = need.argument_size_in_bytes + need.output_size_in_bytes + need.temp_size_in_bytes
+    return held - need.alias_size_in_bytes
 
 
 def memory_limit() -> int | None:

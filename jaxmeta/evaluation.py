@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from jaxmeta.devices import by_scene, fetch, padded_size, put, replicated
+from jaxmeta.devices import by_scene, fetch, memory_limit, padded_size, put, replicated
 from jaxmeta.metalearning import LossFn, Params, adapt_in_stages
 
 Predict = Callable[[Params, Any], Float[Array, "height width channels"]]
@@ -53,7 +53,8 @@ class Fit(NamedTuple):
     """Tasks adapted from one initialisation."""
 
     params: PyTree[Float[Any, "..."]]
-    """After each reported number of steps: the leading axes are `tasks stages`. None where they were not kept."""
+    """Of the tasks whose parameters were kept, after each reported number of steps: leading axes `tasks stages`. None
+    where there are no such tasks."""
     scores: Scores
     seconds: Float[Any, "tasks"]
     """That the adaptation took, all steps: a task's share of the batch it was in."""
@@ -123,30 +124,61 @@ def make_score(predict: Predict, target: Target, mesh: Mesh) -> ScoreTasks:
     return jax.jit(jax.shard_map(score_tasks, mesh=mesh, in_specs=(by_task, by_task), out_specs=by_task))
 
 
-def within_memory(make: Callable[[int], Callable[..., Any]], *, rays_per_chunk: int = 4096) -> Callable[..., Any]:
+def within_memory(
+    make: Callable[[int], Callable[..., Any]], *, rays_per_chunk: int | None = None
+) -> Callable[..., Any]:
     """Returns the function `make(rays_per_chunk)`, made anew with half as many rays when a device is out of memory.
 
     What it computes does not depend on that number. An error at `MIN_RAYS_PER_CHUNK` is raised.
 
     Args:
       make: gives a compiled function, which keeps its arguments intact, for a number of rays rendered at a time.
-      rays_per_chunk: the number to begin with.
+      rays_per_chunk: the number to begin with; None for what keeps the device busy.
     """
-    function = make(rays_per_chunk)
+    num_rays = rays_per_chunk or (4096 if memory_limit() is None else 65536)
+    function = make(num_rays)
 
     def call(*arguments: Any) -> Any:
-        nonlocal function, rays_per_chunk
+        nonlocal function, num_rays
         while True:
             try:
                 return jax.block_until_ready(function(*arguments))
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error) or rays_per_chunk <= MIN_RAYS_PER_CHUNK:
+                if "RESOURCE_EXHAUSTED" not in str(error) or num_rays <= MIN_RAYS_PER_CHUNK:
                     raise
-            rays_per_chunk = max(rays_per_chunk // 2, MIN_RAYS_PER_CHUNK)
-            print(f"warning: a device ran out of memory; now {rays_per_chunk} rays at a time", file=sys.stderr)
-            function = make(rays_per_chunk)
+            num_rays = max(num_rays // 2, MIN_RAYS_PER_CHUNK)
+            print(f"warning: a device ran out of memory; now {num_rays} rays at a time", file=sys.stderr)
+            function = make(num_rays)
 
     return call
+
+
+def adapt_in_batches(
+    adapt_tasks: AdaptTasks, params: Params, support: PyTree[Any], mesh: Mesh, *, seed: int, batch_size: int
+) -> Iterator[tuple[Int[np.ndarray, "tasks"], Int[np.ndarray, "padded_tasks"], Params, float]]:
+    """Yields consecutive batches: the tasks, the tasks with fillers, their adapted parameters, and the seconds it took.
+
+    Task i gets the same draws whatever the initialisation and the batch size.
+
+    Args:
+      adapt_tasks: from `make_adapt`, or compiled from it.
+      params: the initialisation.
+      support: of all tasks, along the leading axis.
+      mesh: shares the tasks.
+      seed: of the draws.
+      batch_size: how many tasks at once.
+    """
+    count = num_tasks(support)
+    size = padded_size(min(batch_size, count), mesh)
+    params = put(params, replicated(mesh))
+    for start in range(0, count, size):
+        tasks = np.arange(start, min(start + size, count))
+        padded = np.resize(tasks, size)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), padded)
+        batch, keys = put((_take(support, padded), keys), by_scene(mesh))
+        began = time.perf_counter()
+        adapted = jax.block_until_ready(adapt_tasks(params, batch, keys))
+        yield tasks, padded, adapted, time.perf_counter() - began
 
 
 def fit_in_batches(
@@ -159,11 +191,9 @@ def fit_in_batches(
     *,
     seed: int,
     batch_size: int,
-    keep_params: bool = True,
+    keep_every: int = 1,
 ) -> Iterator[Fit]:
     """Yields the fits of consecutive batches of tasks, on the host.
-
-    Task i gets the same draws whatever the initialisation and the batch size.
 
     Args:
       adapt_tasks: from `make_adapt`.
@@ -172,29 +202,33 @@ def fit_in_batches(
       support: of all tasks, along the leading axis.
       query: of all tasks, along the leading axis; items along the second.
       mesh: shares the tasks.
-      seed: of the draws.
+      seed: of the draws, as for `adapt_in_batches`.
       batch_size: how many tasks at once.
-      keep_params: whether to bring the adapted parameters to the host.
+      keep_every: keep the adapted parameters of each so-manyth task, from the first one on; 0 for of none.
     """
-    num_tasks = len(jax.tree.leaves(support)[0])
-    size = padded_size(min(batch_size, num_tasks), mesh)
-    params = put(params, replicated(mesh))
-    for start in range(0, num_tasks, size):
-        tasks = np.arange(start, min(start + size, num_tasks))
-        padded = np.resize(tasks, size)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), padded)
-        batch, queries, keys = put((_take(support, padded), _take(query, padded), keys), by_scene(mesh))
-        began = time.perf_counter()
-        adapted = jax.block_until_ready(adapt_tasks(params, batch, keys))
-        share = (time.perf_counter() - began) / len(tasks)
-        scores = score_tasks(adapted, queries)
-        kept = _take(fetch((adapted if keep_params else None, scores)), slice(len(tasks)))
-        yield Fit(kept[0], kept[1], np.full(len(tasks), share))
+    batches = adapt_in_batches(adapt_tasks, params, support, mesh, seed=seed, batch_size=batch_size)
+    for tasks, padded, adapted, seconds in batches:
+        scores = score_tasks(adapted, put(_take(query, padded), by_scene(mesh)))
+        kept = np.flatnonzero(tasks % keep_every == 0) if keep_every else tasks[:0]
+        params_kept = _take(fetch(adapted), kept) if len(kept) else None
+        yield Fit(params_kept, _take(fetch(scores), slice(len(tasks))), np.full(len(tasks), seconds / len(tasks)))
 
 
 def fit_all(batches: Iterable[Fit]) -> Fit:
     """Returns the fits of all batches as one."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+    fits = list(batches)
+    kept = [fit.params for fit in fits if fit.params is not None]
+    scores, seconds = _concatenate([fit[1:] for fit in fits])
+    return Fit(_concatenate(kept) if kept else None, scores, seconds)
+
+
+def _concatenate(trees: Sequence[PyTree[Any]]) -> Any:
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
+
+
+def num_tasks(support: PyTree[Any]) -> int:
+    """Returns the length of the leading axis."""
+    return len(jax.tree.leaves(support)[0])
 
 
 def _take(tree: PyTree[Any], tasks: Any) -> Any:

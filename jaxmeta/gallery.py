@@ -25,7 +25,7 @@ def write_figures(
     fits: Mapping[str, Fit],
     *,
     ids: Sequence[str],
-    query_numbers: Sequence[int],
+    query_titles: Sequence[str],
     stages: Sequence[int],
     num_scenes: int,
 ) -> None:
@@ -39,7 +39,7 @@ def write_figures(
       query: items of all scenes, along the second axis.
       fits: of all scenes, by initialisation; one is called "learned".
       ids: of the scenes.
-      query_numbers: which of their scene's views the query views are.
+      query_titles: of the query's items.
       stages: the numbers of steps after which the fits were scored.
       num_scenes: how many scenes to show.
     """
@@ -54,7 +54,7 @@ def write_figures(
         return np.asarray(target(_item(items, scene, index)))
 
     _comparison(out / "comparison.png", show, wanted, support, query, list(fits), shown, titles, stages)
-    _novel_views(out / "novel_views.png", show, wanted, support, query, shown, titles, query_numbers, stages)
+    _novel_views(out / "novel_views.png", show, wanted, support, query, shown, titles, query_titles, stages)
     psnr = {name: fit.scores.psnr.mean(axis=-1) for name, fit in fits.items()}
     figures.curves(out / "psnr.png", stages, psnr, label="PSNR of query views (dB)")
 
@@ -90,18 +90,18 @@ def _novel_views(
     query: Any,
     shown: Sequence[int],
     titles: Sequence[str],
-    query_numbers: Sequence[int],
+    query_titles: Sequence[str],
     stages: Sequence[int],
 ) -> None:
     """Writes two rows per scene: its input and novel views, and the same from the learned initialisation at the end."""
     last = len(stages) - 1
-    places = [(support, 0)] + [(query, index) for index in range(len(query_numbers))]
+    places = [(support, 0)] + [(query, index) for index in range(len(query_titles))]
     rows = []
     for scene in shown:
         rows.append([wanted(views, scene, index) for views, index in places])
         rows.append([show("learned", last, views, scene, index) for views, index in places])
     row_titles = [title for scene in shown for title in (titles[scene], f"learned, {_steps(stages[last])}")]
-    column_titles = ["input view"] + [f"novel view {number}" for number in query_numbers]
+    column_titles = ["input view", *query_titles]
     figures.image_grid(path, rows, column_titles=column_titles, row_titles=row_titles)
 
 

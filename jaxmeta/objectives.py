@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxmeta.cameras import Rays, Views, pixel_rays
-from jaxmeta.rendering import Sampling, render_rays
+from jaxmeta.rendering import Sampling, render_rays, stratified_distances
 
 
 def composite_on_white(rgba: UInt8[Array, "*pixels 4"], dtype: Any = jnp.float32) -> Float[Array, "*pixels 3"]:
@@ -55,10 +55,40 @@ def photometric_loss(
       sampling: the range of each ray.
       pixel_centre: as for `pixel_rays`.
     """
+    rays, target, uniform = _random_rays(views, key, num_rays, sampling, pixel_centre)
+    rendering = render_rays(lambda points: apply(params, points), rays, uniform, sampling)
+    return jnp.mean(jnp.square(rendering.rgb - target))
+
+
+def field_samples(
+    apply: Callable[..., Any],
+    params: Any,
+    views: Views,
+    key: Array,
+    *,
+    num_rays: int,
+    sampling: Sampling,
+    pixel_centre: float = 0.5,
+) -> Float[Array, "rays samples 4"]:
+    """Returns what a field holds at random points of a scene's volume: those that random rays of its views sample.
+
+    It is the colour, and the density as the share of the light that a point stops on its stretch of the ray, so that
+    all four are in [0, 1]. The arguments are those of `photometric_loss`.
+    """
+    rays, _, uniform = _random_rays(views, key, num_rays, sampling, pixel_centre)
+    distances = stratified_distances(uniform, sampling)
+    points = rays.origins[:, None] + distances[..., None] * rays.directions[:, None]
+    density, rgb = apply(params, points)
+    stopped = -jnp.expm1(-density * (sampling.far - sampling.near) / sampling.num_samples)
+    return jnp.concatenate([rgb, stopped[..., None]], axis=-1)
+
+
+def _random_rays(
+    views: Views, key: Array, num_rays: int, sampling: Sampling, pixel_centre: float
+) -> tuple[Rays, Float[Array, "rays 3"], Float[Array, "rays samples"]]:
+    """Returns the rays through random pixels, the pixels' colours and the samples' jitter."""
     pixel_key, jitter_key = jax.random.split(key)
     num_pixels = views.images[..., 0].size
     pixels = jax.random.randint(pixel_key, (num_rays,), 0, num_pixels)
     rays, target = view_pixels(views, pixels, pixel_centre=pixel_centre)
-    uniform = jax.random.uniform(jitter_key, (num_rays, sampling.num_samples), target.dtype)
-    rendering = render_rays(lambda points: apply(params, points), rays, uniform, sampling)
-    return jnp.mean(jnp.square(rendering.rgb - target))
+    return rays, target, jax.random.uniform(jitter_key, (num_rays, sampling.num_samples), target.dtype)

@@ -166,7 +166,7 @@ def test_every_scene_is_fitted_once_with_its_own_draws(mesh1, mesh8, balls, batc
         return Scores(*adapted)
 
     both = support_of(seven, [2]), query_of(seven, [2])
-    fits = fit_all(fit_in_batches(tell, agree, {}, *both, mesh, seed=9, batch_size=batch_size, keep_params=False))
+    fits = fit_all(fit_in_batches(tell, agree, {}, *both, mesh, seed=9, batch_size=batch_size, keep_every=0))
     assert fits.params is None and (fits.seconds > 0).all()
     np.testing.assert_array_equal(fits.scores.psnr, seven.poses[:, 2, :3, 3])
     draws = [jax.random.uniform(jax.random.fold_in(jax.random.key(9), scene)) for scene in range(7)]

@@ -28,7 +28,7 @@ NUMERICAL_CORE = {
 ONE_PLACE = {
     "flax": {"fields"},
     "orbax": {"checkpoints"},
-    "tyro": {"config"} | COMMANDS,
+    "tyro": {"protocols"} | COMMANDS,
     "dm_pix": {"evaluation"},
     "matplotlib": {"figures"},
 }

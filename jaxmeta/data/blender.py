@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from jaxmeta.cameras import Views
 from jaxmeta.data.png import reject
 from jaxmeta.data.scenes import check_inside, read_images, stack_views
-from jaxmeta.data.transforms import focal_length, read_transforms
+from jaxmeta.data.transforms import count_frames, focal_length, read_transforms
 
 
 def transforms_path(root: Path, split: str) -> Path:
@@ -31,6 +31,15 @@ def load_scene(root: Path, *, split: str, num_views: int, assume_opaque: bool = 
     names = [_image_name(path, index, file_path) for index, file_path in enumerate(transforms.file_paths)]
     images = read_images(root, names, assume_opaque=assume_opaque)
     return stack_views(path, images, transforms.poses, focal_length(transforms.camera_angle_x, images[0].shape[1]))
+
+
+def count_views(root: Path, *, split: str) -> int:
+    """Returns how many views a split lists.
+
+    Raises:
+      InputError: its cameras are missing or malformed.
+    """
+    return count_frames(transforms_path(root, split))
 
 
 def _image_name(path: Path, index: int, file_path: str) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from jaxmeta.cameras import Views
 from jaxmeta.data.png import reject
 from jaxmeta.data.scenes import NAME, SceneFolder, check_inside, read_images, stack_views
-from jaxmeta.data.transforms import Transforms, focal_length, read_json, read_transforms, write_transforms
+from jaxmeta.data.transforms import Transforms, count_frames, focal_length, read_json, read_transforms, write_transforms
 
 
 def splits_path(root: Path, class_name: str) -> Path:
@@ -58,6 +58,15 @@ def load_scene(folder: Path, *, num_views: int, assume_opaque: bool = False) -> 
             reject(path, f"has file_path {transforms.file_paths[index]!r} in frames[{index}], wanted an image's name")
     images = read_images(folder, names, assume_opaque=assume_opaque)
     return stack_views(path, images, transforms.poses, focal_length(transforms.camera_angle_x, images[0].shape[1]))
+
+
+def count_views(folder: Path) -> int:
+    """Returns how many views one scene lists.
+
+    Raises:
+      InputError: its cameras are missing or malformed.
+    """
+    return count_frames(folder / "transforms.json")
 
 
 def write_scene(

@@ -30,6 +30,8 @@ class SplitSource(NamedTuple):
     scenes: list[SceneFolder]
     load_scene: Callable[..., Views]
     """`(folder, num_views, assume_opaque) -> Views` of one scene."""
+    count_views: Callable[[Path], int]
+    """`folder -> how many views` one scene has."""
 
 
 def load_split(
@@ -75,6 +77,18 @@ def load_split(
     return Split(tuple(scene.id for scene in scenes), *packed)
 
 
+def count_views(
+    root: Path, class_name: str, split: str, *, num_scenes: int | None = None, layout: Layout = "auto"
+) -> int:
+    """Returns how many views every one of the first scenes of a split has; the arguments are those of `load_split`.
+
+    Raises:
+      InputError: something is missing or malformed.
+    """
+    source = find_split(root, class_name, split, layout)
+    return min(source.count_views(scene.folder) for scene in source.scenes[:num_scenes])
+
+
 def cache_folder(root: Path) -> Path:
     """Returns where the packed arrays of a data set lie: beside it, or in the user's cache where that is read-only."""
     if os.access(root, os.W_OK):
@@ -95,10 +109,11 @@ def find_split(root: Path, class_name: str, split: str, layout: Layout = "auto")
     if layout == "auto":
         layout = _detect(root, class_name, split)
     if layout == "shapenet":
-        return SplitSource(shapenet.scene_folders(root, class_name, split), shapenet.load_scene)
+        return SplitSource(shapenet.scene_folders(root, class_name, split), shapenet.load_scene, shapenet.count_views)
     if layout == "srn":
-        return SplitSource(srn.scene_folders(root, class_name, split), srn.load_scene)
-    return SplitSource([SceneFolder(root.resolve().name, root)], partial(blender.load_scene, split=split))
+        return SplitSource(srn.scene_folders(root, class_name, split), srn.load_scene, srn.count_views)
+    only = [SceneFolder(root.resolve().name, root)]
+    return SplitSource(only, partial(blender.load_scene, split=split), partial(blender.count_views, split=split))
 
 
 def _detect(root: Path, class_name: str, split: str) -> Layout:

@@ -52,7 +52,7 @@ def load_scene(folder: Path, *, num_views: int, assume_opaque: bool = False) -> 
     Raises:
       InputError: something is missing or malformed.
     """
-    pose_paths = sorted((folder / "pose").glob("[!.]*.txt"))
+    pose_paths = _pose_paths(folder)
     if len(pose_paths) < num_views:
         reject(folder / "pose", f"has {len(pose_paths)} poses, {num_views} are wanted; lower --data.num-views")
     pose_paths, intrinsics_path = pose_paths[:num_views], folder / "intrinsics.txt"
@@ -61,6 +61,15 @@ def load_scene(folder: Path, *, num_views: int, assume_opaque: bool = False) -> 
     images = read_images(folder, [f"rgb/{path.stem}" for path in pose_paths], assume_opaque=assume_opaque)
     focal = _read_focal(intrinsics_path, images[0].shape[:2])
     return stack_views(folder / "rgb", images, poses, focal)
+
+
+def count_views(folder: Path) -> int:
+    """Returns how many views one scene has."""
+    return len(_pose_paths(folder))
+
+
+def _pose_paths(folder: Path) -> list[Path]:
+    return sorted((folder / "pose").glob("[!.]*.txt"))
 
 
 def _read_pose(path: Path) -> np.ndarray:

@@ -33,15 +33,29 @@ def read_transforms(path: Path, *, num_views: int) -> Transforms:
       InputError: the file is missing or malformed, or lists too few views.
     """
     content = read_json(path)
-    frames, angle = content.get("frames"), content.get("camera_angle_x")
-    if not isinstance(frames, list):
-        reject(path, "has no list 'frames'")
+    frames, angle = _frames(path, content), content.get("camera_angle_x")
     if len(frames) < num_views:
         reject(path, f"lists {len(frames)} frames, {num_views} are wanted; lower --data.num-views")
     if not isinstance(angle, int | float) or isinstance(angle, bool) or not _MIN_ANGLE < angle < math.pi:
         reject(path, f"has camera_angle_x {angle!r}, wanted radians between 0 and pi")
     parsed = [_parse_frame(path, index, frame) for index, frame in enumerate(frames[:num_views])]
     return Transforms(tuple(name for name, _ in parsed), np.stack([pose for _, pose in parsed]), float(angle))
+
+
+def count_frames(path: Path) -> int:
+    """Returns how many views a file lists.
+
+    Raises:
+      InputError: the file is missing or malformed.
+    """
+    return len(_frames(path, read_json(path)))
+
+
+def _frames(path: Path, content: dict[str, Any]) -> list[Any]:
+    frames = content.get("frames")
+    if not isinstance(frames, list):
+        reject(path, "has no list 'frames'")
+    return frames
 
 
 def write_transforms(path: Path, transforms: Transforms) -> None:

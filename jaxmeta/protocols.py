@@ -1,0 +1,205 @@
+"""What an evaluation consists of: its flags, and the protocols of others by name.
+
+    name        support         query                                adaptation
+    original    view 0          views 1, 4, .., 22                   SGD 0.5, 1000 steps of 128 rays
+    learnit     view 0          views 25 to 49                       SGD 0.5, 1000 steps of 64 rays
+    nerf-meta   view 0          views 1 to 25; to 24 of fewer than 50  SGD 0.5, 1000 steps of 64 rays
+    trans-inr   1 random view   1 random other, 100 pairs a scene    none, and Adam 1e-4, 100 steps of 1024 rays
+
+original is the 100-line PyTorch script with the queries that jaxmeta added, learnit the code of Tancik et al. 2021,
+nerf-meta a PyTorch reimplementation (which also takes 2000 steps), trans-inr Chen and Wang 2022.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import optax
+import tyro
+
+from jaxmeta.config import InnerConfig, check_numbers
+from jaxmeta.errors import InputError
+
+ProtocolName = Literal["original", "learnit", "nerf-meta", "trans-inr"]
+Optimiser = Literal["sgd", "adam"]
+Baseline = Literal["standard", "mean", "matched", "shuffled", "single-view", "joint"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Fit scenes never seen, from the learned initialisation and from others: what learning buys."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run of train.py."""
+    split: str = "test"
+    """The scenes to fit: a key of the splits file."""
+    num_scenes: int | None = None
+    """The first so many scenes of the split; None for all."""
+    protocol: ProtocolName | None = None
+    """Views, steps, rays and optimiser of another code, by name; a flag that is given beside it wins."""
+    support: tuple[int, ...] | None = None
+    """Views that the inner loop fits; None for the protocol's, or view 0."""
+    query: tuple[int, ...] | None = None
+    """Held-out views to score; None for the protocol's, or 1 4 7 10 13 16 19 22."""
+    draws: int | None = None
+    """Random pairs of a support and a query view for each scene, in place of --support and --query; 0 for none."""
+    view_counts: tuple[int, ...] = ()
+    """Evaluate with so many support views each: those of --support, then others that are no query views, in order."""
+    stages: tuple[int, ...] | None = None
+    """Numbers of inner steps after which to score, increasing; None for the protocol's, or 0 1 10 32 100 1000."""
+    num_rays: int | None = None
+    """Rays of each inner step; None for the protocol's, or the number of the training."""
+    optimiser: Optimiser | None = None
+    """Of the inner loop; None for the protocol's, or sgd."""
+    step_size: float | None = None
+    """Learning rate of the inner loop; None for the protocol's, or that of the training."""
+    baselines: tuple[Baseline, ...] = ("standard",)
+    """What to compare with. single-view and joint are trained first, in RUN/baselines, if they are not there."""
+    baseline_steps: int = 1000
+    """Steps of each fit behind the mean, and of the regression behind the matched baseline."""
+    baseline_scenes: int = 64
+    """Training scenes, at most, behind the mean and the matched baseline."""
+    seeds: tuple[int, ...] = (1,)
+    """Of the standard initialisation and of every draw; the whole evaluation is done for each."""
+    scenes_at_once: int | None = None
+    """Scenes adapted side by side; None for as many as fit into half of a GPU's memory, or 4 on a CPU."""
+    figure_scenes: int = 5
+    """Scenes shown in the figures."""
+    data_root: Path | None = None
+    """Where the data lie now; None for where they lay in training."""
+    out: Path | None = None
+    """Folder for the results; None for RUN/eval."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which state of the training: the newest, or the one with the best validation."""
+    strict: bool = False
+    """End with exit code 1 where a score is not finite."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+class Protocol(NamedTuple):
+    """Settings of an evaluation that have a name."""
+
+    queries: tuple[tuple[int, tuple[int, ...]], ...] = ((23, (1, 4, 7, 10, 13, 16, 19, 22)),)
+    """How many views the data must have for which query views; the first that is possible counts."""
+    stages: tuple[int, ...] = (0, 1, 10, 32, 100, 1000)
+    num_rays: int | None = None
+    optimiser: Optimiser = "sgd"
+    step_size: float | None = None
+    draws: int = 0
+
+
+FREE_FORM = Protocol()
+PROTOCOLS: dict[ProtocolName, Protocol] = {
+    "original": Protocol(num_rays=128, step_size=0.5),
+    "learnit": Protocol(queries=((50, tuple(range(25, 50))),), num_rays=64, step_size=0.5),
+    "nerf-meta": Protocol(queries=((50, tuple(range(1, 26))), (25, tuple(range(1, 25)))), num_rays=64, step_size=0.5),
+    "trans-inr": Protocol(queries=(), stages=(0, 100), num_rays=1024, optimiser="adam", step_size=1e-4, draws=100),
+}
+
+
+class Plan(NamedTuple):
+    """What an evaluation does: the protocol, with what the flags and the data changed."""
+
+    protocol: str
+    """The name, or "free"."""
+    supports: tuple[tuple[int, ...], ...]
+    """One set of support views for each number of views evaluated; none where they are drawn."""
+    query: tuple[int, ...]
+    """No support view is among them; none where they are drawn."""
+    draws: int
+    """Random pairs of a support and a query view for each scene; 0 where the views are fixed."""
+    stages: tuple[int, ...]
+    num_rays: int
+    optimiser: Optimiser
+    step_size: float
+
+
+def check(wanted: EvalConfig) -> None:
+    """Refuses values that cannot be meant, whatever the data.
+
+    Raises:
+      InputError: names the flag.
+    """
+    check_numbers(wanted)
+    stages, counts = wanted.stages, wanted.view_counts
+    if stages is not None and (list(stages) != sorted(set(stages)) or not stages or stages[0] < 0):
+        raise InputError(f"--stages {stages} must be numbers of steps that increase from 0 or more")
+    for name in ("support", "query"):
+        views = getattr(wanted, name)
+        if views is not None and (not views or min(views) < 0 or len(set(views)) < len(views)):
+            raise InputError(f"--{name} {views} must be numbers of views, from 0, each once")
+    if list(counts) != sorted(set(counts)) or (counts and counts[0] < 1):
+        raise InputError(f"--view-counts {counts} must be numbers of views that increase from 1 or more")
+    for name in ("seeds", "baselines"):
+        values = getattr(wanted, name)
+        if len(set(values)) < len(values) or (name == "seeds" and (not values or min(values) < 0)):
+            raise InputError(f"--{name} {values} must be one or more, each once, and no seed below 0")
+    protocol = PROTOCOLS[wanted.protocol] if wanted.protocol else FREE_FORM
+    if protocol.draws if wanted.draws is None else wanted.draws:
+        for name in ("support", "query", "view_counts"):
+            if getattr(wanted, name):
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} {getattr(wanted, name)} does not go with random draws; add --draws 0")
+    if (wanted.optimiser or protocol.optimiser) != protocol.optimiser and wanted.step_size is None:
+        raise InputError(f"--optimiser {wanted.optimiser} needs a --step-size: the usual one is of another optimiser")
+
+
+def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int) -> Plan:
+    """Returns what to do.
+
+    Args:
+      wanted: the flags, checked.
+      inner: of the training.
+      num_views: that every scene has.
+
+    Raises:
+      InputError: the data have too few views.
+    """
+    protocol = PROTOCOLS[wanted.protocol] if wanted.protocol else FREE_FORM
+    draws = protocol.draws if wanted.draws is None else wanted.draws
+    query = () if draws else wanted.query or _query(wanted.protocol, protocol, num_views)
+    supports = () if draws else _supports(wanted, query, num_views)
+    if draws and num_views < 2:
+        raise InputError(f"a support and another query view are drawn, but the scenes have {num_views} view")
+    return Plan(
+        protocol=wanted.protocol or "free",
+        supports=supports,
+        query=query,
+        draws=draws,
+        stages=wanted.stages or protocol.stages,
+        num_rays=wanted.num_rays or protocol.num_rays or inner.num_rays,
+        optimiser=wanted.optimiser or protocol.optimiser,
+        step_size=wanted.step_size or protocol.step_size or inner.step_size,
+    )
+
+
+def _query(name: ProtocolName | None, protocol: Protocol, num_views: int) -> tuple[int, ...]:
+    possible = [query for needed, query in protocol.queries if num_views >= needed]
+    if not possible:
+        needed = f"at least {protocol.queries[-1][0]}" if protocol.queries else "fixed"
+        whose = f"--protocol {name} wants {needed} views a scene" if name else "the usual query views go up to 22"
+        raise InputError(f"{whose}, the data have {num_views}; give --query")
+    return possible[0]
+
+
+def _supports(wanted: EvalConfig, query: tuple[int, ...], num_views: int) -> tuple[tuple[int, ...], ...]:
+    first = wanted.support or (0,)
+    both = sorted(set(first) & set(query))
+    if both:
+        raise InputError(f"--query {query} holds the support views {both}; they are not held out")
+    beyond = [view for view in (*first, *query) if view >= num_views]
+    if beyond:
+        raise InputError(f"--support and --query want the views {beyond}, the scenes have {num_views} views, from 0")
+    order = (*first, *(view for view in range(num_views) if view not in {*first, *query}))
+    if wanted.view_counts and wanted.view_counts[-1] > len(order):
+        raise InputError(
+            f"--view-counts {wanted.view_counts}: the scenes have {num_views} views, of which {len(query)} are query "
+            f"views; {len(order)} are left"
+        )
+    return tuple(order[:count] for count in wanted.view_counts) or (first,)
+
+
+def inner_optimiser(plan: Plan) -> optax.GradientTransformation:
+    """Returns the optimiser of the inner loop."""
+    return {"sgd": optax.sgd, "adam": optax.adam}[plan.optimiser](plan.step_size)
