@@ -146,7 +146,7 @@ def write_results(
     print(tables.of_stages(*of_first))
     if len(counts) > 1:
         print(tables.of_view_counts(summary))
-    print(tables.of_speed(adaptation, stages))
+    print(tables.of_speed(adaptation, about["seconds"]))
 
 
 def report_failures(outcomes: list[Outcome], *, strict: bool) -> None:
