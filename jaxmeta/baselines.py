@@ -127,7 +127,8 @@ def mean_of_fits(
         counted = counted[counted < len(tasks)]  # without fillers
         total = jax.tree.map(partial(_add_rows, counted), total, fits)
         count += len(counted)
-    return jax.tree.map(lambda leaf, like: (leaf / count if count else leaf + np.nan).astype(like.dtype), total, start)
+    mean = jax.tree.map(lambda leaf: leaf / count if count else np.full_like(leaf, np.nan), total)
+    return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), mean, start)
 
 
 def _add_rows(rows: np.ndarray, total: np.ndarray, added: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -72,6 +73,32 @@ def test_evaluation_writes_table_records_and_figures(commands, run):
         picture = iio.imread(run / "eval" / f"{name}.png", plugin="pillow")
         assert picture.std() > 10
     assert sorted(path for path in run.rglob("*") if "eval" not in path.parts) == before
+
+
+def test_baselines_that_are_trained_are_trained_once(commands, run, tmp_path):
+    whole = tmp_path / "run"
+    shutil.copytree(run, whole)
+    words = ["--baselines", "joint", "matched", "--baseline-steps", 2, "--baseline-scenes", 2, "--seeds", 0, 1]
+    words += ["--query", 2, "--view-counts", 1, 2, "--figure-scenes", 0]
+    done = commands.evaluate(whole, *words, "--out", tmp_path / "first")
+    ended(done, 0)
+    assert "learned - joint, PSNR dB" in done.stdout and "support views, 1 steps" in done.stdout
+    joint = whole / "baselines" / "joint"
+    assert json.loads((joint / "config.json").read_text())["inner"]["num_steps"] == 1
+    before = digests(joint, 7)
+    done = commands.evaluate(whole, *words, "--out", tmp_path / "second")
+    assert "meta-steps 7 to 7" in done.stdout and digests(joint, 7) == before
+    first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second"))
+    assert first["views"] == second["views"] and len(first["views"]) == 3 * 2 * 2 * 1 * 1 * 2
+    assert first["protocol"]["supports"] == [[0], [0, 1]] and first["schema"] == 2
+
+
+def test_scores_that_are_not_finite_are_null_and_fail_where_that_is_wanted(commands, run, tmp_path):
+    words = [run, "--step-size", 1e38, "--stages", 0, 2, "--figure-scenes", 0, "--out", tmp_path / "out"]
+    ended(commands.evaluate(*words, "--strict"), 1, "4 of 8 scores are not finite (null)")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["psnr"] is None for row in results["views"]] == [row["steps"] == 2 for row in results["views"]]
+    assert [row["failed"] for row in results["summary"]] == [0, 1, 0, 1]
 
 
 def test_the_best_state_can_be_evaluated(commands, run, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from jaxmeta import config
-from jaxmeta.config import EvalConfig, OuterConfig, TrainConfig
+from jaxmeta.config import OuterConfig, TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.presets import PRESETS
 from jaxmeta.rendering import Sampling
@@ -98,30 +98,6 @@ def test_what_cannot_be_meant_is_refused(flag, value, wanted):
 
 def test_query_views_do_not_matter_without_validation():
     config.check(changed(changed(TrainConfig(), "validation.query", (99,)), "validation.every", 0))
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [
-        ("stages", (0, 10, 10)),
-        ("stages", (10, 1)),
-        ("stages", (-1, 1)),
-        ("stages", ()),
-        ("support", ()),
-        ("support", (-1,)),
-        ("query", ()),
-        ("query", (2, -3)),
-        ("query", (1, 0)),  # 0 is the support
-        ("num-rays", 0),
-        ("step-size", float("nan")),
-        ("num-scenes", -2),
-    ],
-)
-def test_what_cannot_be_evaluated_is_refused(flag, value):
-    config.check_eval(EvalConfig(run=Path("a")))
-    with pytest.raises(InputError, match=f"--{flag} ") as caught:
-        config.check_eval(changed(EvalConfig(run=Path("a")), flag, value))
-    assert str(value) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

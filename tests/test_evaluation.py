@@ -3,12 +3,14 @@
 import re
 from functools import partial
 
+import imageio.v3 as iio
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import reference
+import skimage.metrics
 
 from jaxmeta import evaluation
 from jaxmeta.assembly import each_view, views_of_scenes
@@ -136,6 +138,21 @@ def test_scores_equal_the_reference_on_each_view(fits8, five, predict):
         wanted = np.asarray(target(take(query, (scene, view))))
         np.testing.assert_allclose(fits8.scores.psnr[scene, stage, view], reference.psnr(image, wanted), rtol=1e-4)
         np.testing.assert_allclose(fits8.scores.ssim[scene, stage, view], reference.ssim(image, wanted), atol=1e-4)
+
+
+def test_scikit_image_agrees_on_the_written_pictures(fits8, five, predict, tmp_path):
+    query, (scene, stage, view) = query_of(five), (1, 2, 0)
+    item = take(query, (scene, view))
+    shown = {"image": jax.jit(predict)(take(take(fits8.params, scene), stage), item), "target": target(item)}
+    for name, picture in shown.items():
+        iio.imwrite(tmp_path / f"{name}.png", np.round(255 * np.asarray(picture)).astype(np.uint8), plugin="pillow")
+    image, wanted = (iio.imread(tmp_path / f"{name}.png", plugin="pillow") for name in shown)
+    # A byte is off by 1/510 at most, and by 1/255/sqrt(12) in the mean: far below these errors.
+    found = skimage.metrics.peak_signal_noise_ratio(wanted, image)
+    np.testing.assert_allclose(fits8.scores.psnr[scene, stage, view], found, atol=0.02)
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": -1}
+    found = skimage.metrics.structural_similarity(wanted, image, data_range=255, **window)
+    np.testing.assert_allclose(fits8.scores.ssim[scene, stage, view], found, atol=2e-3)
 
 
 def test_batches_and_devices_do_not_show(mesh1, five, start, loss_fn, predict, fits8):

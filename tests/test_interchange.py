@@ -416,6 +416,8 @@ def test_the_commands_import_a_foreign_network_that_eval_accepts(tmp_path, gener
     assert results["training"]["field"]["density_activation"] == "shifted_softplus"
     assert {row["initialisation"] for row in results["views"]} == {"standard", "learned"}
     assert iio.imread(run / "eval" / "comparison.png").ndim == 3
+    done = command("eval.py", run, *words, "--checkpoint", "best")
+    assert done.returncode == 3 and "run which was imported or not validated" in done.stderr
 
 
 def test_the_command_refuses_a_pickle_with_exit_code_2(tmp_path):

@@ -8,51 +8,122 @@ import json
 import numpy as np
 import pytest
 
-from jaxmeta import config, results, runfiles
+from jaxmeta import config, results, runfiles, tables
 from jaxmeta.config import DataConfig, TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.evaluation import Scores
+from jaxmeta.results import Outcome
 
-STAGES, IDS, QUERY = (0, 10), ("a", "b", "c"), (4, 7)
+STAGES, IDS, QUERY = (0, 10), ("a", "b", "c"), np.array([[4, 7]] * 3)
 # Scenes x stages x views. At stage 10 the scenes' means over their views are 20, 21 and 25.
 PSNR = np.array([[[1, 3], [19, 21]], [[2, 2], [20, 22]], [[3, 1], [25, 25]]], np.float32)
-SCORES = {"standard": Scores(PSNR, PSNR / 100), "learned": Scores(PSNR + 5, PSNR / 50)}
+
+
+def outcome(name: str, more: object = 0, *, seed: int = 1, num_support: int = 1) -> Outcome:
+    psnr = PSNR + np.asarray(more, np.float32)
+    return Outcome(name, num_support, seed, Scores(psnr, psnr / 100), QUERY, seconds=float(seed))
+
+
+# Over the learned one, by scene, at stage 10: 5, 6 and 10 dB.
+GAIN = np.array([5, 6, 10])[:, None, None]
+BOTH = [outcome("standard"), outcome("learned", GAIN)]
 
 
 def test_summary_by_hand():
-    rows = results.summary(SCORES, STAGES)
+    rows = results.summary(BOTH, STAGES)
     assert [(row["initialisation"], row["steps"]) for row in rows] == [
         ("standard", 0), ("standard", 10), ("learned", 0), ("learned", 10)
     ]  # fmt: skip
     assert rows[0]["psnr_mean"] == 2 and rows[0]["psnr_std"] == 0  # between scenes: each has the mean 2
-    # The mean of 20, 21, 25 is 22, and the mean square about it (4 + 1 + 9) / 3.
-    assert rows[1]["psnr_mean"] == 22
-    np.testing.assert_allclose(rows[1]["psnr_std"], np.sqrt(14 / 3), rtol=1e-6)
-    assert rows[3]["psnr_mean"] == 27
-    np.testing.assert_allclose(rows[3]["ssim_mean"], 0.44, rtol=1e-6)
+    # The mean of 20, 21, 25 is 22, and the squares about it (4 + 1 + 9) / 2.
+    assert rows[1]["psnr_mean"] == 22 and rows[1]["failed"] == 0
+    np.testing.assert_allclose(rows[1]["psnr_std"], np.sqrt(7), rtol=1e-6)
+    np.testing.assert_allclose(rows[1]["psnr_high"] - 22, 4.3027 * np.sqrt(7 / 3), rtol=1e-4)
+    np.testing.assert_allclose(rows[3]["ssim_mean"], 0.29, rtol=1e-6)
+    assert np.isnan(rows[1]["psnr_seed_std"])
+
+
+def test_differences_are_paired():
+    # 5, 6, 10: mean 7, squares about it 4 + 1 + 9, so that it spreads less than either initialisation.
+    rows = results.differences(BOTH, STAGES)
+    assert [(row["minuend"], row["subtrahend"], row["steps"]) for row in rows] == [
+        ("learned", "standard", 0), ("learned", "standard", 10)
+    ]  # fmt: skip
+    assert rows[1]["psnr_mean"] == 7
+    np.testing.assert_allclose(rows[1]["psnr_std"], np.sqrt(7), rtol=1e-6)
+    np.testing.assert_allclose(rows[1]["ssim_low"], 0.07 - 0.043027 * np.sqrt(7 / 3), atol=1e-5)
+
+
+def test_seeds_are_averaged_within_a_scene():
+    rows = results.summary([outcome("learned", seed=1), outcome("learned", 2, seed=2)], STAGES)
+    assert len(rows) == 2 and rows[1]["psnr_mean"] == 23
+    np.testing.assert_allclose(rows[1]["psnr_std"], np.sqrt(7), rtol=1e-6)  # of scenes, as for one seed
+    np.testing.assert_allclose(rows[1]["psnr_seed_std"], np.sqrt(2), rtol=1e-6)  # of 22 and 24
+
+
+def test_numbers_of_views_are_kept_apart():
+    rows = results.summary([outcome("learned"), outcome("learned", 1, num_support=5)], STAGES)
+    assert [(row["support_views"], row["psnr_mean"]) for row in rows] == [(1, 2), (1, 22), (5, 3), (5, 23)]
+    paired = results.differences(
+        [*BOTH, outcome("standard", 3, num_support=2), outcome("learned", 4, num_support=2)], STAGES
+    )
+    assert [(row["support_views"], row["psnr_mean"]) for row in paired] == [(1, 7), (1, 7), (2, 1), (2, 1)]
+
+
+def test_a_scene_that_failed_is_counted_and_left_out():
+    broken = outcome("learned", np.array([[[0, 0], [0, 0]], [[0, 0], [np.nan, 0]], [[0, 0], [0, 0]]]))
+    rows = results.summary([outcome("standard"), broken], STAGES)
+    assert [row["failed"] for row in rows] == [0, 0, 0, 1]
+    assert rows[3]["psnr_mean"] == 22.5  # of 20 and 25
+    assert results.differences([outcome("standard"), broken], STAGES)[1]["psnr_mean"] == 0
+    read = list(csv.DictReader(io.StringIO(results.to_csv(results.records([broken], STAGES, IDS)))))
+    assert [row["psnr"] for row in read if row["scene"] == "b"] == ["2.0", "2.0", "", "22.0"]
+
+
+def test_adaptation_by_hand():
+    (row,) = results.adaptation([outcome("learned", seed=1), outcome("learned", seed=3)], STAGES)
+    assert row["seconds_per_adaptation"] == 2 and row["steps_until_near"] == 10
 
 
 def test_records_name_what_each_number_is_of():
-    rows = results.records(SCORES, STAGES, IDS, QUERY)
-    assert len(rows) == 2 * 3 * 2 * 2
-    of_place = {(r["initialisation"], r["scene"], r["view"], r["steps"]): r for r in rows}
-    assert of_place["standard", "b", 7, 10]["psnr"] == 22
-    assert of_place["learned", "c", 4, 0]["psnr"] == 8
-    np.testing.assert_allclose(of_place["learned", "a", 4, 10]["ssim"], 0.38, rtol=1e-6)
+    rows = results.records([*BOTH, outcome("learned", 7, seed=2)], STAGES, IDS)
+    assert len(rows) == 3 * 3 * 2 * 2
+    of_place = {(r["initialisation"], r["seed"], r["scene"], r["view"], r["steps"]): r for r in rows}
+    assert of_place["standard", 1, "b", 7, 10]["psnr"] == 22
+    assert of_place["learned", 1, "c", 4, 0]["psnr"] == 13
+    np.testing.assert_allclose(of_place["learned", 2, "a", 4, 10]["ssim"], 0.26, rtol=1e-6)
 
 
 def test_csv_can_be_read_back():
-    rows = results.records(SCORES, STAGES, IDS, QUERY)
+    rows = results.records(BOTH, STAGES, IDS)
     read = list(csv.DictReader(io.StringIO(results.to_csv(rows))))
     assert [{name: str(value) for name, value in row.items()} for row in rows] == read
 
 
-def test_table_shows_every_summary():
-    lines = results.table(results.summary(SCORES, STAGES)).splitlines()
+def test_tables_show_every_estimate():
+    text = tables.of_stages(results.summary(BOTH, STAGES), results.differences(BOTH, STAGES))
+    lines = text.splitlines()
     assert lines[0].split() == ["inner", "steps", "0", "10"]
-    assert [line.split(",")[0] for line in lines[1:]] == ["standard", "learned"] * 2
-    assert lines[1].split()[-3:] == ["22.00", "±", "2.16"]
+    labels = [line.split("  ")[0] for line in lines[1::2]]
+    assert labels == [
+        "standard, PSNR dB", "learned, PSNR dB", "learned - standard, PSNR dB", "standard, SSIM", "learned, SSIM"
+    ]  # fmt: skip
+    assert lines[1].endswith("22.00 ± 2.65") and lines[2].endswith("15.43 to 28.57")
+    assert lines[5].endswith("+7.00 ± 2.65") and lines[6].endswith("+0.43 to +13.57")
     assert len({len(line) for line in lines}) == 1
+
+
+def test_tables_of_one_scene_and_of_no_ssim():
+    one = Outcome("learned", 1, 1, Scores(PSNR[:1], PSNR[:1] * np.nan), QUERY[:1], 1.0)
+    lines = tables.of_stages(results.summary([one], STAGES), []).splitlines()
+    assert len(lines) == 3 and lines[1].endswith("20.00 ± -") and lines[2].endswith("- to -")
+
+
+def test_table_of_view_counts():
+    rows = results.summary([outcome("learned"), outcome("learned", 1, num_support=5)], STAGES)
+    lines = tables.of_view_counts(rows).splitlines()
+    assert lines[0].split() == ["support", "views,", "10", "steps", "1", "5"]
+    assert lines[1].split()[3::3] == ["22.00", "23.00"]
 
 
 def test_json_is_strict():
