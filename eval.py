@@ -66,19 +66,20 @@ def main() -> None:
         "seconds": seconds,
     }
     write_results(wanted, about, split.ids, plan.stages, outcomes)
-    write_figures(
-        out,
-        signal.predict,
-        signal.target,
-        shown.support,
-        shown.query,
-        shown.fits,
-        ids=split.ids,
-        query_titles=[f"novel view {number}" for number in plan.query] or ["novel view"],
-        stages=plan.stages,
-        num_scenes=wanted.figure_scenes,
-    )
-    print(f"results and figures are in {out}")
+    if wanted.figure_scenes:
+        write_figures(
+            out,
+            signal.predict,
+            signal.target,
+            shown.support,
+            shown.query,
+            shown.fits,
+            ids=split.ids,
+            query_titles=[f"novel view {number}" for number in plan.query] or ["novel view"],
+            stages=plan.stages,
+            num_scenes=wanted.figure_scenes,
+        )
+    print(f"results are in {out}")
     report_failures(outcomes, strict=wanted.strict)
 
 

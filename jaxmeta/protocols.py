@@ -64,7 +64,7 @@ class EvalConfig:
     scenes_at_once: int | None = None
     """Scenes adapted side by side; None for as many as fit into half of a GPU's memory, or 4 on a CPU."""
     figure_scenes: int = 5
-    """Scenes shown in the figures."""
+    """Scenes shown in the figures; 0 for no figures."""
     data_root: Path | None = None
     """Where the data lie now; None for where they lay in training."""
     out: Path | None = None
