@@ -54,8 +54,7 @@ def dense_masked(
     active: BFloat16[Array, "rows outputs"],
 ) -> tuple[BFloat16[Array, "rows outputs"], Float[Array, "outputs"]]:
     """Returns `rows @ kernel`, zero where `active` is not positive, and its sum over rows; sizes as for `dense_relu`."""
-    masked, sums = _over_scenes(Layer(mask=True, column_sums=True))(rows, kernel, active)
-    return masked, sums[..., 0, :].sum((0, 1))
+    return _over_scenes(Layer(mask=True, column_sums=True))(rows, kernel, active)
 
 
 @functools.cache
@@ -78,13 +77,14 @@ def _over_scenes(layer: Layer) -> Callable[..., Any]:
     return run
 
 
+@functools.partial(jax.jit, static_argnums=0)  # layers of one size are compiled once
 def _launch(
     layer: Layer,
     rows: BFloat16[Array, "scenes rows inputs"],
     kernel: BFloat16[Array, "scenes inputs outputs"],
     operand: Array,
 ) -> tuple[Array, ...]:
-    """Runs the kernel; `operand` is the bias or the mask. Column sums come in parts, every row of which holds them."""
+    """Runs the kernel on the rows, with the bias or the mask; returns the outputs and, if wanted, the column sums."""
     num_rows = rows.shape[1]
     padding = ((0, 0), (0, -num_rows % TILE_ROWS), (0, 0))
     rows = jnp.pad(rows, padding)
@@ -117,7 +117,8 @@ def _launch(
         thread_name="warpgroup",
     )
     out, *sums = kernel_function(rows, kernel, operand)
-    return (out[:, :num_rows], *sums)
+    # Every row of a part holds the part's sum.
+    return (out[:, :num_rows], *(parts[..., 0, :].sum((1, 2)) for parts in sums))
 
 
 def _tiled(shape: tuple[int, ...]) -> Any:
