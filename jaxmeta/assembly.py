@@ -1,5 +1,6 @@
 """Builds from a config the functions that training, evaluation and the benchmarks share."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxmeta import fused
 from jaxmeta.cameras import View, Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.devices import resolve_dtype
+from jaxmeta.errors import InputError
 from jaxmeta.fields import RadianceField
 from jaxmeta.metalearning import LossFn, Params
 from jaxmeta.objectives import composite_on_white, field_samples, photometric_loss
@@ -59,12 +62,13 @@ def scene_signal(config: TrainConfig, *, height: int, width: int, num_rays: int)
         density_activation=config.field.density_activation,
         compute_dtype=resolve_dtype(config.field.compute_dtype),
     )
+    apply = field_apply(field, config.field.implementation)
 
     def render_pose(
         params: Params, pose: Float[Array, "4 4"], focal: Float[Array, ""], rays_per_chunk: int = 4096
     ) -> Rendering:
         return render_view(
-            partial(field.apply, params),
+            partial(apply, params),
             pose,
             focal,
             config.sampling,
@@ -80,14 +84,28 @@ def scene_signal(config: TrainConfig, *, height: int, width: int, num_rays: int)
     drawing = {"num_rays": num_rays, "sampling": config.sampling, "pixel_centre": config.pixel_centre}
     return Signal(
         init=lambda key: field.init(key, jnp.zeros((1, 3))),
-        loss=partial(photometric_loss, field.apply, **drawing),
+        loss=partial(photometric_loss, apply, **drawing),
         predict=predict,
         target=lambda view: composite_on_white(jnp.asarray(view.image)),
         support=views_of_scenes,
         query=lambda *chosen: each_view(views_of_scenes(*chosen)),
-        output=partial(field_samples, field.apply, **drawing),
+        output=partial(field_samples, apply, **drawing),
         render_pose=render_pose,
     )
+
+
+def field_apply(field: RadianceField, implementation: str) -> Callable[..., Any]:
+    """Returns `(params, points) -> (density, rgb)`, computed in the configured way.
+
+    Raises:
+      InputError: the fused kernels are asked for and cannot run here; says why.
+    """
+    obstacle = fused.obstacle(field)
+    if implementation == "fused" and obstacle:
+        raise InputError(f"--field.implementation fused cannot run here: {obstacle}; drop it or give xla")
+    if implementation == "auto" and obstacle == fused.UNKNOWN_VERSION:
+        print(f"warning: no fused kernels: {obstacle}; XLA takes over, slower", file=sys.stderr)
+    return field.apply if implementation == "xla" or obstacle else fused.fused_apply(field)
 
 
 def views_of_scenes(views: Views, scenes: Int[np.ndarray, "tasks"], numbers: Int[np.ndarray, "tasks views"]) -> Views:

@@ -54,6 +54,8 @@ class FieldConfig:
     """relu is the paper's; it can die into a white image. shifted_softplus cannot."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matmuls' operands; auto is bfloat16 on a GPU or TPU and float32 on a CPU."""
+    implementation: Literal["auto", "xla", "fused"] = "auto"
+    """xla runs everywhere; fused is kernels of our own for NVIDIA's Hopper GPUs; auto is fused where that can be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,7 @@ _FREE_TO_CHANGE = (
     "log_every",
     "checkpoint_every",
     "inner.unroll",
+    "field.implementation",
     "processes.",
     "resume",
     "step_timeout",

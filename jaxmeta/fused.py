@@ -15,6 +15,10 @@ from jaxmeta.encoding import positional_encoding
 from jaxmeta.fields import RadianceField, activate
 from jaxmeta.metalearning import Params
 
+KNOWN_VERSIONS = ("0.11.", "0.12.")
+"""Versions of jax whose Pallas the kernels were written for; it changes without notice."""
+UNKNOWN_VERSION = f"jax {jax.__version__} is not one of {', '.join(f'{version}x' for version in KNOWN_VERSIONS)}"
+"""The obstacle that another jax may remove."""
 _CHUNK = 64
 """The kernels' inputs come in multiples of this; what is missing is filled with zeros."""
 
@@ -32,15 +36,19 @@ def fused_apply(field: RadianceField) -> Callable[[Params, Float[Array, "*points
     return apply
 
 
-def missing(field: RadianceField) -> str | None:
-    """Returns what stands against `fused_apply` for a field on the devices of this process, or None."""
-    if field.width % kernels.TILE_COLUMNS or field.width > 256:
+def obstacle(field: RadianceField) -> str | None:
+    """Returns what stands against `fused_apply` for a field on this process's devices, or None."""
+    if field.compute_dtype != jnp.bfloat16:
+        return "--field.compute-dtype is not bfloat16"
+    if field.width not in (128, 256):
         return f"--field.width {field.width} is neither 128 nor 256"
     if 6 * field.num_frequencies > 256:
         return f"--field.num-frequencies {field.num_frequencies} is more than 42"
     device = jax.local_devices()[0]
     if getattr(device, "compute_capability", None) != "9.0":
         return f"{device.device_kind} is not a Hopper GPU"
+    if not jax.__version__.startswith(KNOWN_VERSIONS):
+        return UNKNOWN_VERSION
     return None
 
 

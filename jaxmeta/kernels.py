@@ -1,11 +1,11 @@
 """Dense layers of many scenes, each with its own weights, as single kernels for NVIDIA's Hopper GPUs.
 
-A layer's matmul, bias, activation and, in the backward pass, the activation's mask and the bias gradient run in one pass
-over memory, where XLA takes two or three. Operands are bfloat16, sums float32.
+A layer's matmul, bias and activation, or in the backward pass its matmul, the activation's mask and the bias gradient,
+run in one pass over memory, where XLA takes two or three. Operands are bfloat16, sums float32.
 
-Written in Pallas for its Mosaic GPU backend. A block of threads keeps half of a scene's weights in shared memory; each of
-its warpgroups takes tiles of 64 rows: copy in, multiply, finish in registers, copy out. Copies are asynchronous, and while
-one warpgroup waits for its own, the others multiply.
+Written in Pallas for its Mosaic GPU backend. A block of threads keeps half of a scene's weights in shared memory; each
+of its warpgroups takes tiles of 64 rows: copy in, multiply, finish in registers, copy out. Copies are asynchronous, and
+while one warpgroup waits for its own, the others multiply.
 """
 
 import functools
@@ -53,7 +53,7 @@ def dense_masked(
     kernel: BFloat16[Array, "inputs outputs"],
     active: BFloat16[Array, "rows outputs"],
 ) -> tuple[BFloat16[Array, "rows outputs"], Float[Array, "outputs"]]:
-    """Returns `rows @ kernel`, zero where `active` is not positive, and its sum over rows; sizes as for `dense_relu`."""
+    """Returns `rows @ kernel`, zero where `active` is not positive, and sums over rows; sizes as in `dense_relu`."""
     return _over_scenes(Layer(mask=True, column_sums=True))(rows, kernel, active)
 
 
@@ -67,6 +67,10 @@ def _over_scenes(layer: Layer) -> Callable[..., Any]:
 
     @run.def_vmap
     def run_batch(num_scenes: int, is_batched: list[bool], *operands: Array) -> Any:
+        if not (any(is_batched[1:]) or layer.column_sums):  # one network: more rows for it
+            rows = operands[0].reshape(-1, operands[0].shape[-1])
+            (out,) = run(rows, *operands[1:])
+            return (out.reshape(num_scenes, -1, out.shape[-1]),), (True,)
         batch = [
             operand if batched else jnp.broadcast_to(operand, (num_scenes, *operand.shape))
             for operand, batched in zip(operands, is_batched, strict=True)
@@ -154,7 +158,7 @@ def _body(
     num_tiles = (rows.shape[1] // TILE_ROWS - first + stride - 1) // stride
     tile_in, tile_out = inputs.at[group], outputs.at[group]
 
-    def place(index: Array) -> Any:
+    def place(index: Any) -> Any:
         return pl.ds((first + index * stride) * TILE_ROWS, TILE_ROWS)
 
     def fetch_inputs(index: Any) -> None:
@@ -183,7 +187,7 @@ def _body(
     if layer.column_sums:
         plgpu.barrier_wait(ones_here)
 
-    def finish(values: Array) -> Array:
+    def finish(values: Any) -> Any:
         if layer.bias:
             one_row = plgpu.load(bias, layout=plgpu.Layout.WGMMA.reduce(0))
             values = values + lax.broadcast_in_dim(one_row, values.shape, (1,))
@@ -197,7 +201,7 @@ def _body(
 
     def all_tiles(total: Any = None) -> Any:
         @pl.loop(0, num_tiles)
-        def _(index: Array) -> None:
+        def _(index: Any) -> None:
             plgpu.barrier_wait(inputs_here.at[group])
             values = pl.run_scoped(
                 functools.partial(_product, tile_in, weights), plgpu.ACC((TILE_ROWS, TILE_COLUMNS), jnp.float32)
@@ -226,7 +230,7 @@ def _body(
     plgpu.wait_smem_to_gmem(0)
 
 
-def _product(left: Any, right: Any, accumulator: Any) -> Array:
+def _product(left: Any, right: Any, accumulator: Any) -> Any:
     plgpu.wgmma(accumulator, left, right)
     plgpu.wgmma_wait(0)
     return accumulator[...]

@@ -146,4 +146,6 @@ def render_view(
 
     pixels = jnp.arange(num_chunks * chunk_size).reshape(num_chunks, chunk_size)
     chunks = jax.lax.map(chunk, jnp.minimum(pixels, num_rays - 1))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_rays].reshape(height, width, *leaf.shape[2:]), chunks)
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_rays].reshape(height, width, *leaf.shape[2:]), chunks
+    )

@@ -1,0 +1,121 @@
+"""The kernels, run by Pallas's interpreter, against the field that XLA runs and against float64."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import assembly, fused
+from jaxmeta.errors import InputError
+from jaxmeta.fields import RadianceField
+
+SIZES = {"width": 128, "depth": 2, "num_frequencies": 4, "max_log2_frequency": 3.0}
+FIELD = RadianceField(**SIZES, compute_dtype=jnp.bfloat16)
+SCENES, POINTS = 2, 70  # one tile of 64 rows and a part of one
+
+needs_interpreter = pytest.mark.skipif(
+    not jax.__version__.startswith(fused.KNOWN_VERSIONS), reason=f"kernels are off: {fused.UNKNOWN_VERSION}"
+)
+
+
+@contextlib.contextmanager
+def interpreter():
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
+        yield
+
+
+def scenes():
+    keys = jax.random.split(jax.random.key(1), SCENES)
+    params = jax.vmap(lambda key: FIELD.init(key, jnp.zeros((1, 3))))(keys)
+    return params, jax.random.normal(jax.random.key(2), (SCENES, POINTS, 3))
+
+
+def judged(apply):
+    """A loss that every output matters to, of each scene, with its gradient."""
+
+    def loss(params, points):
+        density, rgb = apply(params, points)
+        return jnp.sum(jnp.sin(density)) + jnp.sum(jnp.square(rgb) * jnp.arange(3))
+
+    return jax.vmap(jax.value_and_grad(loss))
+
+
+def distance(left, right):
+    return float(np.linalg.norm(np.asarray(left, np.float64) - right) / np.linalg.norm(right))
+
+
+@pytest.fixture(scope="module")
+def by_kernels():
+    with interpreter():
+        return jax.device_get(judged(fused.fused_apply(FIELD))(*scenes()))
+
+
+@pytest.fixture(scope="module")
+def by_xla():
+    return jax.device_get(judged(FIELD.apply)(*scenes()))
+
+
+@pytest.fixture(scope="module")
+def in_float64():
+    wide = jax.tree.map(np.float64, jax.device_get(scenes()))
+    with jax.enable_x64(True):
+        return jax.device_get(judged(RadianceField(**SIZES).apply)(*wide))
+
+
+@needs_interpreter
+def test_values_and_gradients_are_as_near_to_float64_as_bfloat16_allows(by_kernels, by_xla, in_float64):
+    np.testing.assert_allclose(by_kernels[0], in_float64[0], rtol=2e-3)
+    paths = jax.tree.leaves_with_path(in_float64[1])
+    for (path, exact), ours, theirs in zip(paths, *map(jax.tree.leaves, (by_kernels[1], by_xla[1])), strict=True):
+        assert ours.shape == exact.shape
+        assert distance(ours, exact) < max(1e-2, 1.3 * distance(theirs, exact)), path
+
+
+@needs_interpreter
+def test_a_scene_alone_and_rays_apart_see_the_same():
+    params, points = scenes()
+    one = jax.tree.map(lambda leaf: leaf[0], params)
+    apply = fused.fused_apply(FIELD)
+    with interpreter():
+        batch = jax.vmap(apply)(params, points)
+        of_rays = jax.vmap(lambda some: apply(one, some))(points[0].reshape(2, 35, 3))
+    jax.tree.map(
+        lambda apart, both: np.testing.assert_array_equal(apart.reshape(both[0].shape), both[0]), of_rays, batch
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"compute_dtype": jnp.float32}, "not bfloat16"),
+        ({"width": 64}, "--field.width 64"),
+        ({"num_frequencies": 43}, "--field.num-frequencies 43"),
+        ({}, "not a Hopper GPU"),
+    ],
+)
+def test_what_stands_against_the_kernels_is_told(change, reason):
+    field = FIELD.clone(**change)
+    assert reason in (fused.obstacle(field) or "")
+    with pytest.raises(InputError, match=reason):
+        assembly.field_apply(field, "fused")
+    assert assembly.field_apply(field, "auto") == field.apply
+
+
+class Hopper:
+    """What a Hopper GPU says of itself."""
+
+    device_kind, compute_capability = "NVIDIA H200", "9.0"
+
+
+def test_an_unknown_jax_leaves_the_work_to_xla_with_a_warning(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Hopper()])
+    monkeypatch.setattr(jax, "__version__", "0.99.0")
+    assert assembly.field_apply(FIELD, "auto") == FIELD.apply
+    assert "warning: no fused kernels" in capsys.readouterr().err
+    monkeypatch.setattr(jax, "__version__", "0.12.3")
+    assert assembly.field_apply(FIELD, "auto") != FIELD.apply
+    assert assembly.field_apply(FIELD, "xla") == FIELD.apply
