@@ -45,6 +45,7 @@ def main() -> None:
     split = load_scenes(settings, wanted.split, wanted.num_scenes, tasks.views_needed(plan, num_views))
     height, width = split.views.images.shape[2:4]
     signal = scene_signal(settings, height=height, width=width, num_rays=plan.num_rays)
+    devices.keep_compiled()
     mesh = devices.scene_mesh()
     step, learned = load_learned(settings, wanted.checkpoint, mesh)
     starts = initialisations(wanted, settings, learned, mesh)

@@ -53,6 +53,7 @@ def main() -> None:
 
 def meta_learn(settings: TrainConfig) -> None:
     """Makes a run, or continues it; eval.py trains its baselines so."""
+    devices.keep_compiled()
     mesh = devices.scene_mesh()
     split = load_scenes(settings, "train", settings.data.num_scenes)
     height, width = split.views.images.shape[2:4]

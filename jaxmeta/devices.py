@@ -1,6 +1,9 @@
 """Spreads a batch of scenes over the devices there are."""
 
 from collections.abc import Callable
+import os
+import sys
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -38,6 +41,27 @@ def join_processes(
 def is_main_process() -> bool:
     """Returns whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs of a GPU or TPU in the user's cache folder, so that the next start need not compile.
+
+    The folder is the user's alone, since who writes there decides what we run. JAX_COMPILATION_CACHE_DIR, if set, is
+    used as it is.
+    """
+    if jax.default_backend() == "cpu" or jax.config.jax_compilation_cache_dir:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmeta" / "programs"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        print(f"warning: compiled programs are not kept: {folder}: {error.strerror}", file=sys.stderr)
+        return
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        print(f"warning: compiled programs are not kept: others may use {folder}; chmod 700 it", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def scene_mesh() -> Mesh:

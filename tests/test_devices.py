@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
+from jaxmeta import devices
 from jaxmeta.devices import by_scene, describe, padded_size, replicated, resolve_dtype, scene_mesh
 
 
@@ -48,3 +49,35 @@ def test_auto_is_bfloat16_where_the_hardware_is_made_for_it(monkeypatch):
 
 def test_devices_in_words():
     assert describe() == "8 x cpu"
+
+
+@pytest.fixture
+def cache_of(monkeypatch, tmp_path):
+    """Calls `keep_compiled` as on a GPU, and gives the folder that jax was told."""
+
+    def call() -> str | None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        devices.keep_compiled()
+        return jax.config.jax_compilation_cache_dir
+
+    yield call
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def test_n6_compiled_programs_lie_where_only_the_user_writes(cache_of, tmp_path):
+    assert cache_of() == str(tmp_path / "jaxmeta" / "programs")
+    assert (tmp_path / "jaxmeta" / "programs").stat().st_mode & 0o777 == 0o700
+
+
+def test_n6_a_cache_open_to_others_is_not_used(cache_of, tmp_path, capsys):
+    (tmp_path / "jaxmeta" / "programs").mkdir(parents=True)
+    (tmp_path / "jaxmeta" / "programs").chmod(0o777)
+    assert cache_of() is None
+    assert "others may use" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_made_costs_a_warning(cache_of, tmp_path, capsys):
+    (tmp_path / "jaxmeta").write_text("a file in the way")
+    assert cache_of() is None
+    assert "compiled programs are not kept" in capsys.readouterr().err

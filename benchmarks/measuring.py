@@ -1,0 +1,90 @@
+"""What the benchmarks share: scenes to measure on, counted work, the device's own ceiling, medians."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import checkpoints, devices
+from jaxmeta.cameras import Views, orbit_pose
+from jaxmeta.config import TrainConfig
+
+SIZE = 128
+"""Pixels along each side of a view."""
+
+
+def noise_views(num_scenes: int, num_views: int = 25) -> Views:
+    """Returns scenes whose pixels are noise, seen from an orbit; what a step costs does not depend on the pixels."""
+    generator = np.random.default_rng(0)
+    poses = np.stack([orbit_pose(azimuth, 0.5, 4.0) for azimuth in np.linspace(0, 2 * np.pi, num_views)])
+    return Views(
+        generator.integers(0, 256, (num_scenes, num_views, SIZE, SIZE, 4), np.uint8),
+        np.broadcast_to(poses, (num_scenes, *poses.shape)).astype(np.float32),
+        np.full(num_scenes, 1.4 * SIZE, np.float32),
+    )
+
+
+def inner_step_operations(config: TrainConfig) -> int:
+    """Returns the floating-point operations of the matmuls of one inner step on one scene.
+
+    Each weight counts two operations in the forward pass and four in the backward pass, for each point; the first layer
+    has no gradient to hand on, and saves two.
+    """
+    inputs, width = 6 * config.field.num_frequencies, config.field.width
+    weights = inputs * width + (config.field.depth - 1) * width**2 + width * 4
+    points = config.inner.num_rays * config.sampling.num_samples
+    return points * (6 * weights - 2 * inputs * width)
+
+
+def matmul_ceiling(size: int) -> float:
+    """Returns the operations per second of a square bfloat16 matmul on one device, on random numbers."""
+    left = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
+    seconds = median_seconds(jax.jit(lambda array: array @ array), left, repeats=5, calls=10)
+    return 2 * size**3 / seconds
+
+
+def median_seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5, calls: int = 1) -> float:
+    """Returns the median time of one call, after a first one that does not count; each repeat waits for all its calls."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for _ in range(calls):
+            result = function(*arguments)
+        jax.block_until_ready(result)
+        times.append((time.perf_counter() - began) / calls)
+    return statistics.median(times)
+
+
+def original_milliseconds(script: Path, iterations: int) -> float:
+    """Returns what the timing script of an original implementation prints, in ms per scene-iteration.
+
+    It is run as `python script cpu|cuda iterations`.
+    """
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    words = [sys.executable, str(script), device, str(iterations)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)  # noqa: S603
+    return float(done.stdout.split(" ms per scene-iteration")[0].split()[-1])
+
+
+def tell(rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:
+    """Prints rows as a table, and one line of JSON with the versions and devices."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_shown(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(name), *(len(row[place]) for row in cells)) for place, name in enumerate(names)]
+    for row in [names, *cells]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    told = {"devices": devices.describe(), "versions": checkpoints.versions(), **about, "rows": rows}
+    print(json.dumps(told, allow_nan=False))
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,103 @@
+"""Measures how soon a training from a cold start is as good as wanted: one process, from its start to its end.
+
+    python benchmarks/time_to_psnr.py cars --root REALCARS --target 20.6 -- --outer.num-steps 1500
+
+Runs train.py with the preset and the flags after `--`, then eval.py on the test split: one view, 100 steps. Prints a row
+and one line of JSON. The seconds are of train.py alone, split by when its lines of metrics appear: the start-up (imports,
+data, compilation of the first steps), the training, the validations, and the end (the last save).
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from benchmarks.measuring import tell
+from jaxmeta.errors import run_command
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeConfig:
+    """Measure the time of a training to a PSNR."""
+
+    preset: tyro.conf.Positional[str]
+    """Of train.py."""
+    root: Path
+    """Folder of the data set."""
+    class_name: str = "car"
+    """The class of scenes."""
+    target: float | None = None
+    """PSNR in dB that the training should reach; the row says whether it did."""
+    seeds: tuple[int, ...] = (0,)
+    """A training for each."""
+    keep: Path | None = None
+    """Folder where the runs stay; None for a temporary one."""
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    words = sys.argv[1:]
+    place = words.index("--") if "--" in words else len(words)
+    wanted, flags = tyro.cli(TimeConfig, args=words[:place]), words[place + 1 :]
+    with tempfile.TemporaryDirectory(prefix="jaxmeta-time-") as folder:
+        runs = wanted.keep or Path(folder)
+        rows = [measure(wanted, seed, flags, runs / f"{wanted.preset}-{seed}") for seed in wanted.seeds]
+    tell(rows, {"benchmark": "time_to_psnr", "preset": wanted.preset, "flags": flags})
+
+
+def measure(wanted: TimeConfig, seed: int, flags: list[str], run: Path) -> dict[str, Any]:
+    """Trains once, evaluates once, and returns the row."""
+    data = ["--data.root", str(wanted.root), "--data.class-name", wanted.class_name]
+    train = [sys.executable, "train.py", wanted.preset, *data, "--run", str(run), "--seed", str(seed), *flags]
+    began = time.time()
+    process = subprocess.Popen(train, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: S603
+    arrivals: list[float] = []
+    while process.poll() is None:
+        time.sleep(0.02)
+        seen = len(read_metrics(run))
+        arrivals += [time.time()] * (seen - len(arrivals))
+    ended = time.time()
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    lines = read_metrics(run)
+    psnr = evaluate(run)
+    steps = sum(line["seconds"] for line in lines[1:])
+    between = arrivals[-1] - arrivals[0] - steps
+    row = {
+        "seed": seed,
+        "PSNR dB": psnr,
+        "seconds": ended - began,
+        "start and compile s": arrivals[0] - began,
+        "training s": steps,
+        "validation s": between,
+        "end s": ended - arrivals[-1],
+        "scenes per s": lines[-1]["scenes_per_second"],
+    }
+    return row if wanted.target is None else row | {"reached": psnr >= wanted.target}
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Returns the whole lines of a run's metrics so far."""
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def evaluate(run: Path) -> float:
+    """Returns the mean PSNR in dB of the run's test scenes after 100 steps on one view."""
+    words = ["eval.py", str(run), "--stages", "100", "--figure-scenes", "0", "--out", str(run / "eval")]
+    subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)  # noqa: S603
+    summary = json.loads((run / "eval" / "results.json").read_text())["summary"]
+    return next(row["psnr_mean"] for row in summary if row["initialisation"] == "learned" and row["steps"] == 100)
+
+
+if __name__ == "__main__":
+    run_command(main)
