@@ -52,7 +52,7 @@ def matmul_ceiling(size: int) -> float:
 
 
 def median_seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5, calls: int = 1) -> float:
-    """Returns the median time of one call, after a first one that does not count; each repeat waits for all its calls."""
+    """Returns the median time of one call, after a first that does not count; a repeat waits for all its calls."""
     jax.block_until_ready(function(*arguments))
     times = []
     for _ in range(repeats):

@@ -2,9 +2,9 @@
 
     python benchmarks/time_to_psnr.py cars --root REALCARS --target 20.6 -- --outer.num-steps 1500
 
-Runs train.py with the preset and the flags after `--`, then eval.py on the test split: one view, 100 steps. Prints a row
-and one line of JSON. The seconds are of train.py alone, split by when its lines of metrics appear: the start-up (imports,
-data, compilation of the first steps), the training, the validations, and the end (the last save).
+Runs train.py with the preset and the flags after `--`, then eval.py on the test split: one view, 100 steps. Prints a
+row and one line of JSON. The seconds are of train.py alone, split by when its lines of metrics appear: the start-up
+(imports, data, compilation of the first steps), the training, the validations, and the end (the last save).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 

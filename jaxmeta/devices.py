@@ -1,8 +1,8 @@
 """Spreads a batch of scenes over the devices there are."""
 
-from collections.abc import Callable
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
