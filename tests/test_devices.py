@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from jaxmeta.devices import by_scene, describe, padded_size, replicated, resolve_dtype, scene_mesh
+from jaxmeta.devices import by_scene, compilation_clock, describe, padded_size, replicated, resolve_dtype, scene_mesh
 
 
 def test_the_mesh_holds_every_device():
@@ -48,3 +48,13 @@ def test_auto_is_bfloat16_where_the_hardware_is_made_for_it(monkeypatch):
 
 def test_devices_in_words():
     assert describe() == "8 x cpu"
+
+
+def test_the_clock_counts_compilation_alone():
+    clock, function = compilation_clock(), jax.jit(lambda x: jnp.sin(x) * 3.25)
+    assert clock() == 0
+    function(1.0).block_until_ready()
+    first = clock()
+    assert first > 0
+    function(2.0).block_until_ready()
+    assert clock() == first
