@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from jaxmeta import devices
-from jaxmeta.devices import by_scene, describe, padded_size, replicated, resolve_dtype, scene_mesh
+from jaxmeta.devices import by_scene, compilation_clock, describe, padded_size, replicated, resolve_dtype, scene_mesh
 
 
 def test_the_mesh_holds_every_device():
@@ -81,3 +81,13 @@ def test_a_cache_that_cannot_be_made_costs_a_warning(cache_of, tmp_path, capsys)
     (tmp_path / "jaxmeta").write_text("a file in the way")
     assert cache_of() is None
     assert "compiled programs are not kept" in capsys.readouterr().err
+
+
+def test_the_clock_counts_compilation_alone():
+    clock, function = compilation_clock(), jax.jit(lambda x: jnp.sin(x) * 3.25)
+    assert clock() == 0
+    function(1.0).block_until_ready()
+    first = clock()
+    assert first > 0
+    function(2.0).block_until_ready()
+    assert clock() == first

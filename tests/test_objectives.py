@@ -14,7 +14,7 @@ import reference
 from jaxmeta.cameras import Views, orbit_pose
 from jaxmeta.fields import RadianceField
 from jaxmeta.metalearning import adapt
-from jaxmeta.objectives import composite_on_white, photometric_loss, view_pixels
+from jaxmeta.objectives import composite_on_white, field_samples, photometric_loss, view_pixels
 from jaxmeta.rendering import Sampling
 
 NUM_VIEWS, HEIGHT, WIDTH, FOCAL = 2, 3, 4, 5.0
@@ -155,3 +155,19 @@ def test_another_key_draws_other_rays(loss_of_empty, generator):
     views = views_of(generator.integers(0, 256, (NUM_VIEWS, HEIGHT, WIDTH, 4)))
     values = {float(loss_of_empty(views, jax.random.key(seed))) for seed in range(4)}
     assert len(values) == 4
+
+
+def test_field_samples_by_hand():
+    # Four samples from 2 to 6: each has a stretch of length 1, of which a density of ln 2 stops half the light.
+    seen = []
+
+    def even(params, points):
+        seen.append(points)
+        return jnp.full(points.shape[:-1], jnp.log(2.0)), jnp.full(points.shape, 0.3)
+
+    views, key = views_of(np.zeros((NUM_VIEWS, HEIGHT, WIDTH, 4))), jax.random.key(2)
+    found = field_samples(even, {}, views, key, num_rays=7, sampling=SAMPLING)
+    np.testing.assert_allclose(found, np.broadcast_to([0.3, 0.3, 0.3, 0.5], (7, 4, 4)), rtol=1e-6)
+    # The points are those of the loss with the same key.
+    photometric_loss(even, {}, views, key, num_rays=7, sampling=SAMPLING)
+    np.testing.assert_allclose(seen[0], jnp.reshape(seen[1], seen[0].shape), rtol=1e-6)
