@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxmeta.devices import replicated
 from jaxmeta.feeding import FILLER, pad_batches
-from jaxmeta.metalearning import adapt, initial_state
+from jaxmeta.metalearning import adapt, initial_state, reptile
 from jaxmeta.objectives import photometric_loss
 from jaxmeta.training import make_train_steps, scene_batches
 
@@ -75,7 +75,9 @@ class Noisy:
 
     def __init__(self, mesh, loss_fn=noisy_quadratic):
         self.mesh = mesh
-        self.train_steps = make_train_steps(loss_fn, INNER, OUTER, mesh, seed=5, num_inner_steps=3)
+        self.train_steps = make_train_steps(
+            partial(reptile, loss_fn, loss_fn, INNER), OUTER, mesh, seed=5, num_inner_steps=3
+        )
 
     def state(self):
         return jax.device_put(initial_state(jnp.array(self.start), OUTER), replicated(self.mesh))
@@ -196,7 +198,8 @@ def test_radiance_fields_on_eight_devices(mesh1, mesh8, balls, small_start, loss
     batches = scene_batches(0, 0, 2, num_scenes=len(balls.images), scenes_per_step=3)
     ends = []
     for mesh in (mesh1, mesh8):
-        train_steps = make_train_steps(loss_fn, INNER, OUTER, mesh, seed=0, num_inner_steps=2)
+        scene_gradient = partial(reptile, loss_fn, loss_fn, INNER)
+        train_steps = make_train_steps(scene_gradient, OUTER, mesh, seed=0, num_inner_steps=2)
         state = jax.device_put(initial_state(jax.tree.map(jnp.array, small_start), OUTER), replicated(mesh))
         inputs = state, jax.device_put(balls, replicated(mesh)), pad_batches(batches, mesh, num_steps=2)
         compiled = train_steps.lower(*inputs).compile()
