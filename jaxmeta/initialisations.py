@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
+from jaxtyping import Float, PyTree
 
 from jaxmeta import arrayfiles, assembly
 from jaxmeta import config as configs
@@ -29,7 +31,7 @@ from jaxmeta.arrayfiles import ArrayFile
 from jaxmeta.config import FieldConfig, TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.fields import DensityActivation
-from jaxmeta.metalearning import Learned, Params
+from jaxmeta.metalearning import Learned
 from jaxmeta.rendering import Sampling
 
 FORMAT, VERSION = "jaxmeta-initialisation", "1"
@@ -46,6 +48,7 @@ _LAYOUTS = {
 _FREQUENCIES = "net.0.freqs"
 _STEP_SIZES = "step_sizes/"
 
+Arrays = PyTree[Float[np.ndarray, "..."]]
 Layers = list[tuple[np.ndarray, np.ndarray]]
 """Kernel (inputs x outputs) and bias of each."""
 
@@ -53,7 +56,7 @@ Layers = list[tuple[np.ndarray, np.ndarray]]
 class Initialisation(NamedTuple):
     """A network in jaxmeta's layout."""
 
-    params: Params | Learned
+    params: Arrays | Learned
     """Of a RadianceField, in NumPy."""
     settings: TrainConfig
     """That it was trained with, as far as they are known."""
@@ -95,7 +98,7 @@ def read(path: Path, density: Density = "softplus") -> Initialisation:
     return Initialisation(params, settings, origin)
 
 
-def named_arrays(params: Params | Learned) -> dict[str, np.ndarray]:
+def named_arrays(params: Arrays | Learned) -> dict[str, np.ndarray]:
     """Returns the arrays of an exported file."""
     if isinstance(params, Learned):
         step_sizes = named_arrays(params.step_sizes)
@@ -105,10 +108,10 @@ def named_arrays(params: Params | Learned) -> dict[str, np.ndarray]:
 
 
 def _with_step_sizes(
-    path: Path, params: Params, step_sizes: dict[str, np.ndarray], settings: TrainConfig
-) -> Params | Learned:
+    path: Path, params: Arrays, step_sizes: dict[str, np.ndarray], settings: TrainConfig
+) -> Arrays | Learned:
     """Returns the parameters together with the step sizes that the settings ask for."""
-    wanted = assembly.first_initialisation(settings, params)
+    wanted = jax.device_get(assembly.first_initialisation(settings, jax.tree.map(jnp.asarray, params)))
     names = named_arrays(wanted).keys() - named_arrays(params).keys()
     for name in sorted(names | step_sizes.keys()):
         if name not in step_sizes or name not in names:
