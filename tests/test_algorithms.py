@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jaxmeta import metalearning
 from jaxmeta.cameras import Views
 from jaxmeta.config import InnerConfig, inner_optimiser
+from jaxmeta.fields import RadianceField
 from jaxmeta.metalearning import (
     Keys,
     Learned,
@@ -30,6 +31,7 @@ from jaxmeta.metalearning import (
     with_step_sizes,
 )
 from jaxmeta.objectives import photometric_loss
+from jaxmeta.rendering import Sampling
 
 RATE, STEPS = 0.3, 5
 START = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[3.0]])}
@@ -280,3 +282,53 @@ def test_a_query_that_diverges_is_left_out():
         improve = jax.jit(partial(meta_step, scene_gradient, optax.sgd(1.0)))
         _, metrics = improve(initial_state(START, optax.sgd(1.0)), TARGETS, keys, ALL)
         np.testing.assert_array_equal(metrics.diverged, [False, True, False])
+
+
+def loss_with(density_activation, sampling, num_rays=8):
+    field = RadianceField(16, 2, num_frequencies=4, max_log2_frequency=2.0, density_activation=density_activation)
+    return field, partial(photometric_loss, field.apply, num_rays=num_rays, sampling=sampling)
+
+
+def test_a_white_image_is_for_good_with_relu_and_not_with_softplus(balls, sampling, small_start):
+    # All densities below zero: relu has no derivative there, so that no algorithm has anything to go by.
+    white = jax.tree.map(jnp.asarray, small_start)
+    white["params"]["Dense_2"]["bias"] = white["params"]["Dense_2"]["bias"].at[3].add(-3.0)
+    views = jax.tree.map(jnp.asarray, Views(*(leaf[0] for leaf in balls)))
+    for density_activation, gone in (("relu", True), ("shifted_softplus", False)):
+        _, loss_fn = loss_with(density_activation, sampling, num_rays=64)
+        gradient = jax.jit(jax.grad(loss_fn))(white, views, jax.random.key(0))
+        assert (optax.tree.norm(gradient) == 0) == gone
+
+
+def test_fomaml_dies_with_relu_and_lives_with_softplus(balls):
+    # Eight random starts at a high outer rate. Where the meta-gradient has become exactly zero, all is white for good.
+    scenes = jax.tree.map(jnp.asarray, Views(*(leaf[:16] for leaf in balls)))
+    num_steps, outer = 16, optax.adam(5e-2)
+
+    def losses_and_norms(density_activation):
+        field, loss_fn = loss_with(density_activation, Sampling(near=2.5, far=5.5, num_samples=12))
+        scene_gradient = partial(fomaml, loss_fn, loss_fn, optax.sgd(1.0))
+
+        def one_step(state, key):
+            scene_key, inner_key, query_key = jax.random.split(key, 3)
+            chosen = jax.random.choice(scene_key, 16, (4,), replace=False)
+            keys = Keys(jax.random.split(inner_key, (4, 4)), jax.random.split(query_key, 4))
+            data = jax.tree.map(lambda leaf: leaf[chosen], scenes)
+            state, metrics = meta_step(scene_gradient, outer, state, data, keys, jnp.ones(4, bool))
+            return state, (metrics.losses[-1], metrics.gradient_norm)
+
+        def one_training(seed):
+            init_key, *step_keys = jax.random.split(jax.random.key(seed), num_steps + 1)
+            state = initial_state(field.init(init_key, jnp.zeros((1, 3))), outer)
+            return jax.lax.scan(one_step, state, jnp.stack(step_keys))[1]
+
+        return jax.jit(jax.vmap(one_training))(jnp.arange(8))
+
+    _, norms = losses_and_norms("relu")
+    alive_at_first = norms[:, 0] > 0
+    died = alive_at_first & (norms[:, -4:] == 0).all(axis=1)
+    assert died.sum() >= 2
+    losses, norms = losses_and_norms("shifted_softplus")
+    assert (norms > 0).all()
+    # A white image's loss is about 0.08.
+    assert losses[:, -4:].mean() < 0.05
