@@ -322,12 +322,11 @@ def test_fomaml_dies_with_relu_and_lives_with_softplus(balls):
             state = initial_state(field.init(init_key, jnp.zeros((1, 3))), outer)
             return jax.lax.scan(one_step, state, jnp.stack(step_keys))[1]
 
-        return jax.jit(jax.vmap(one_training))(jnp.arange(8))
+        compiled = jax.jit(one_training)
+        return tuple(np.stack(rows) for rows in zip(*map(compiled, range(8)), strict=True))
 
     _, norms = losses_and_norms("relu")
-    alive_at_first = norms[:, 0] > 0
-    died = alive_at_first & (norms[:, -4:] == 0).all(axis=1)
-    assert died.sum() >= 2
+    assert (norms[:, -4:] == 0).all(axis=1).sum() >= 3
     losses, norms = losses_and_norms("shifted_softplus")
     assert (norms > 0).all()
     # A white image's loss is about 0.08.
