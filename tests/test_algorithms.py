@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxmeta import metalearning
 from jaxmeta.cameras import Views
-from jaxmeta.config import InnerConfig, inner_optimiser
+from jaxmeta.config import inner_optimiser
 from jaxmeta.fields import RadianceField
 from jaxmeta.metalearning import (
     Keys,
@@ -180,7 +180,7 @@ def along(gradient, direction):
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("learned", [False, True])
 def test_maml_against_finite_differences(x64, generator, optimiser, learned):
-    inner = inner_optimiser(InnerConfig(optimiser=optimiser, step_size=0.1))
+    inner = inner_optimiser(optimiser, 0.1)
     start = curved_start(generator, learned)
     gradient = scene_gradient_of(maml, inner, curved)(start, POINT, CURVED_KEYS).gradient
 
@@ -195,7 +195,7 @@ def test_maml_against_finite_differences(x64, generator, optimiser, learned):
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_fomaml_against_finite_differences(x64, generator, optimiser):
-    inner = inner_optimiser(InnerConfig(optimiser=optimiser, step_size=0.1))
+    inner = inner_optimiser(optimiser, 0.1)
     start = curved_start(generator, False)
     gradient = scene_gradient_of(fomaml, inner, curved)(start, POINT, CURVED_KEYS).gradient
     adapted = jax.jit(partial(adapt, curved, inner))(start, POINT, CURVED_KEYS.inner).params
@@ -224,7 +224,7 @@ def test_maml_through_adam_where_a_gradient_is_zero():
     def loss_fn(params, data, key):
         return jnp.square(params[0] - data)
 
-    inner = inner_optimiser(InnerConfig(optimiser="adam", step_size=0.1))
+    inner = inner_optimiser("adam", 0.1)
     scene = maml(loss_fn, loss_fn, inner, jnp.array([2.0, 1.0]), jnp.array(0.0), Keys(jnp.zeros(3), None))
     assert np.isfinite(scene.gradient).all()
     assert scene.gradient[0] > 0 and scene.gradient[1] == 0
