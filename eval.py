@@ -12,19 +12,20 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmeta import baselines, checkpoints, config, devices, metalearning, protocols, results, runfiles, tables, tasks
-from jaxmeta.assembly import scene_signal
+from jaxmeta import baselines, checkpoints, config, devices, protocols, results, runfiles, tables, tasks
+from jaxmeta.assembly import first_initialisation, first_state, scene_signal
 from jaxmeta.comparison import Starts, Subject, compare, num_fits
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import count_views
 from jaxmeta.errors import CheckpointError, JaxmetaError, run_command
 from jaxmeta.gallery import write_figures
-from jaxmeta.metalearning import Params
+from jaxmeta.metalearning import Initialisation, Learned
 from jaxmeta.protocols import EvalConfig
 from jaxmeta.results import Outcome
 from train import load_scenes, meta_learn
@@ -84,10 +85,10 @@ def main() -> None:
     report_failures(outcomes, strict=wanted.strict)
 
 
-def load_learned(settings: TrainConfig, which: str, mesh: Mesh) -> tuple[int, Params]:
-    """Returns the meta-step and the parameters of a run's initialisation: its "latest" or "best"."""
+def load_learned(settings: TrainConfig, which: str, mesh: Mesh) -> tuple[int, Initialisation]:
+    """Returns the meta-step of a run and the initialisation that it learned, its "latest" or "best"."""
     init = scene_signal(settings, height=1, width=1, num_rays=1).init
-    start = metalearning.initial_state(init(jax.random.key(0)), config.outer_optimiser(settings.outer))
+    start = first_state(settings, init(jax.random.key(0)))
     folder = settings.run / ("best" if which == "best" else "checkpoints")
     found = None
     if which == "latest" or folder.is_dir():
@@ -103,8 +104,11 @@ def load_learned(settings: TrainConfig, which: str, mesh: Mesh) -> tuple[int, Pa
     return int(found.state.step), found.state.params
 
 
-def initialisations(wanted: EvalConfig, settings: TrainConfig, learned: Params, mesh: Mesh) -> Starts:
-    """Returns the baselines of each seed, in the order that they were asked for, and the learned initialisation."""
+def initialisations(wanted: EvalConfig, settings: TrainConfig, learned: Initialisation, mesh: Mesh) -> Starts:
+    """Returns the baselines of each seed, in the order that they were asked for, and the learned initialisation.
+
+    Where the run learned step sizes all have some, so that they share a compiled program: ones, if none were learned.
+    """
     trained = {name: train_baseline(settings, name, mesh) for name in wanted.baselines if name in baselines.TRAINED}
     signal = scene_signal(settings, height=1, width=1, num_rays=settings.inner.num_rays)
 
@@ -114,16 +118,27 @@ def initialisations(wanted: EvalConfig, settings: TrainConfig, learned: Params, 
         return signal.support(split.views, scenes, np.tile(np.arange(settings.data.num_views), (len(scenes), 1)))
 
     compute = baselines.make_computed(
-        signal, learned, training, mesh, step_size=settings.inner.step_size, num_steps=wanted.baseline_steps
+        signal,
+        learned.params if isinstance(learned, Learned) else learned,
+        training,
+        mesh,
+        optimiser=config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size),
+        num_steps=wanted.baseline_steps,
     )
+
+    def baseline(name: str, seed: int) -> Initialisation:
+        if name not in trained:
+            return first_initialisation(settings, compute(name, seed))
+        # joint has one inner step, whose step sizes serve all.
+        return jax.tree.map(lambda leaf, like: jnp.broadcast_to(leaf, like.shape), trained[name], learned)
+
     return {
-        seed: {name: trained[name] if name in trained else compute(name, seed) for name in wanted.baselines}
-        | {results.LEARNED: learned}
+        seed: {name: baseline(name, seed) for name in wanted.baselines} | {results.LEARNED: learned}
         for seed in wanted.seeds
     }
 
 
-def train_baseline(settings: TrainConfig, name: str, mesh: Mesh) -> Params:
+def train_baseline(settings: TrainConfig, name: str, mesh: Mesh) -> Initialisation:
     """Returns the initialisation of a baseline that is meta-learned; a training that is done is not done again."""
     changed = baselines.trained_config(settings, name)
     print(f"baseline {name}: meta-learned in {changed.run}")

@@ -8,9 +8,7 @@ The same command continues a run that is there already.
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -23,17 +21,17 @@ from jaxmeta import (
     evaluation,
     feeding,
     interruption,
-    metalearning,
     runfiles,
+    starting,
     training,
 )
-from jaxmeta.assembly import Signal, scene_signal
+from jaxmeta.assembly import Signal, scene_gradient, scene_signal
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import Split, load_split
 from jaxmeta.errors import run_command
 from jaxmeta.interruption import InterruptedRun
 from jaxmeta.keeping import Keeper, resume
-from jaxmeta.metalearning import MetaState, Params
+from jaxmeta.metalearning import Initialisation, MetaState
 from jaxmeta.presets import PRESETS
 from jaxmeta.training import Progress, TrainSteps
 
@@ -59,18 +57,17 @@ def meta_learn(settings: TrainConfig) -> None:
     height, width = split.views.images.shape[2:4]
     signal = scene_signal(settings, height=height, width=width, num_rays=settings.inner.num_rays)
     validate = make_validate(settings, signal, mesh) if settings.validation.every else None
-    optimiser = config.outer_optimiser(settings.outer)
+    num_query_rays = settings.inner.num_query_rays or settings.inner.num_rays
+    query_loss = scene_signal(settings, height=height, width=width, num_rays=num_query_rays).loss
     train_steps = training.make_train_steps(
-        signal.loss,
-        optax.sgd(settings.inner.step_size),
-        optimiser,
+        scene_gradient(settings, signal.loss, query_loss),
+        config.outer_optimiser(settings.outer),
         mesh,
         seed=settings.seed,
         num_inner_steps=settings.inner.num_steps,
-        unroll=settings.inner.unroll,
     )
-    start = metalearning.initial_state(signal.init(jax.random.key(settings.seed)), optimiser)
     runfiles.check_run(settings)
+    start = starting.first_state(settings, signal.init)
     with (
         interruption.sole_writer(settings.run),
         interruption.watchdog(settings.step_timeout) as alive,
@@ -91,7 +88,7 @@ def train(
     mesh: Mesh,
     train_steps: TrainSteps,
     state: MetaState,
-    validate: Callable[[Params], float] | None,
+    validate: Callable[[Initialisation], float] | None,
     keeper: Keeper,
     stop_requested: Callable[[int], int | None],
     alive: Callable[[], None],
@@ -156,21 +153,22 @@ def load_scenes(settings: TrainConfig, name: str, num_scenes: int | None, num_vi
     )
 
 
-def make_validate(settings: TrainConfig, signal: Signal, mesh: Mesh) -> Callable[[Params], float]:
+def make_validate(settings: TrainConfig, signal: Signal, mesh: Mesh) -> Callable[[Initialisation], float]:
     """Returns a function that gives the mean PSNR in dB of held-out scenes after adaptation from one view."""
     wanted = settings.validation
     split = load_scenes(settings, "val", wanted.num_scenes)
-    adapt = evaluation.make_adapt(signal.loss, optax.sgd(settings.inner.step_size), mesh, stages=[wanted.num_steps])
+    optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
+    adapt = evaluation.make_adapt(signal.loss, optimiser, mesh, stages=[wanted.num_steps])
     score = comparison.score_function(signal, mesh)
     scenes = np.arange(len(split.ids))
     support = signal.support(split.views, scenes, np.tile([0], (len(scenes), 1)))
     query = signal.query(split.views, scenes, np.tile(wanted.query, (len(scenes), 1)))
 
-    def validate(params: Params) -> float:
+    def validate(initialisation: Initialisation) -> float:
         batches = evaluation.fit_in_batches(
             adapt,
             score,
-            params,
+            initialisation,
             support,
             query,
             mesh,

@@ -9,15 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxmeta import fused
+from jaxmeta import config as configs
+from jaxmeta import fused, metalearning
 from jaxmeta.cameras import View, Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
 from jaxmeta.fields import RadianceField
-from jaxmeta.metalearning import LossFn, Params
+from jaxmeta.metalearning import Initialisation, LossFn, MetaState, Params, SceneGradientFn
 from jaxmeta.objectives import composite_on_white, field_samples, photometric_loss
 from jaxmeta.rendering import Rendering, render_view
+
+_ALGORITHMS = {
+    "reptile": metalearning.reptile,
+    "fomaml": metalearning.fomaml,
+    "maml": metalearning.maml,
+    "meta-sgd": metalearning.maml,  # of a state that holds step sizes
+}
 
 
 class Signal(NamedTuple):
@@ -118,3 +126,28 @@ def each_view(views: Views) -> View:
     """Returns views with the focal length of their scene."""
     num_views = views.poses.shape[-3]
     return View(views.images, views.poses, np.repeat(views.focal[..., None], num_views, axis=-1))
+
+
+def scene_gradient(config: TrainConfig, loss: LossFn, query_loss: LossFn) -> SceneGradientFn:
+    """Returns the configured algorithm on scenes that these losses judge; `reptile` tells what each is for."""
+    return partial(
+        _ALGORITHMS[config.outer.algorithm],
+        loss,
+        query_loss,
+        configs.inner_optimiser(config.inner.optimiser, config.inner.step_size),
+        unroll=config.inner.unroll,
+    )
+
+
+def first_state(config: TrainConfig, params: Params) -> MetaState:
+    """Returns the state before the first meta-step."""
+    return metalearning.initial_state(first_initialisation(config, params), configs.outer_optimiser(config.outer))
+
+
+def first_initialisation(config: TrainConfig, params: Params) -> Initialisation:
+    """Returns parameters, with step sizes if the configured algorithm learns them."""
+    if config.outer.algorithm != "meta-sgd":
+        return params
+    wanted = config.outer.step_sizes
+    num_steps = config.inner.num_steps if wanted.per_step else None
+    return metalearning.with_step_sizes(params, granularity=wanted.granularity, num_steps=num_steps)

@@ -61,7 +61,7 @@ def make_computed(
     training: Callable[[], PyTree[Any]],
     mesh: Mesh,
     *,
-    step_size: float,
+    optimiser: optax.GradientTransformation,
     num_steps: int,
 ) -> Callable[[str, int], Params]:
     """Returns a function `(name, seed) -> initialisation` of the baselines that need no meta-training.
@@ -71,10 +71,10 @@ def make_computed(
       learned: the learned initialisation.
       training: gives the support of the training scenes, along the leading axis; called where it is needed.
       mesh: shares the scenes.
-      step_size: learning rate of the fits behind the mean.
+      optimiser: of the fits behind the mean.
       num_steps: of each of these fits, and of the regression behind the matched baseline.
     """
-    adapt = make_adapt(signal.loss, optax.sgd(step_size), mesh, stages=[num_steps])
+    adapt = make_adapt(signal.loss, optimiser, mesh, stages=[num_steps])
     match = make_match(signal.output, mesh, num_steps=num_steps)
     scenes = functools.cache(training)
     compiled = functools.cache(lambda: compile_adapt(adapt, learned, scenes(), mesh))

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import msgspec
 import optax
 
@@ -12,7 +13,10 @@ from jaxmeta.data.splits import Layout
 from jaxmeta.errors import InputError
 from jaxmeta.feeding import Residency
 from jaxmeta.fields import DensityActivation
+from jaxmeta.metalearning import Learned
 from jaxmeta.rendering import Sampling
+
+Optimiser = Literal["sgd", "adam"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,22 +64,43 @@ class FieldConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InnerConfig:
-    """The inner loop, on one scene: plain gradient descent."""
+    """The inner loop, on one scene."""
 
     num_steps: int = 32
     """Steps in meta-training."""
     num_rays: int = 128
     """Rays drawn from the support views in each step."""
+    num_query_rays: int | None = None
+    """Rays drawn from the same views to judge the adapted network, where the algorithm does; None for as many as in a
+    step."""
+    optimiser: Optimiser = "sgd"
+    """sgd is plain gradient descent."""
     step_size: float = 0.5
-    """Learning rate of the gradient descent."""
+    """Learning rate of the optimiser."""
     unroll: int = 1
     """Steps in the compiled loop's body: more compiles longer and may run faster."""
 
 
 @dataclasses.dataclass(frozen=True)
-class OuterConfig:
-    """The outer loop, over scenes: Adam on the Reptile meta-gradient."""
+class StepSizesConfig:
+    """What meta-sgd learns besides the initialisation: factors of --inner.step-size, which start at 1."""
 
+    granularity: Literal["leaf", "parameter"] = "leaf"
+    """One for each kernel and bias, or for each of their entries."""
+    per_step: bool = False
+    """Others in each inner step; in an evaluation the last ones serve all later steps."""
+    learning_rate: float = 1e-2
+    """Peak learning rate of Adam on them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterConfig:
+    """The outer loop, over scenes: Adam on the mean of their meta-gradients."""
+
+    algorithm: Literal["reptile", "fomaml", "maml", "meta-sgd"] = "reptile"
+    """What a scene's meta-gradient is. reptile: from where it adapts to, back; fomaml: of a loss after adapting, there;
+    maml: of that loss, through all steps; meta-sgd: maml, which learns the step sizes too."""
+    step_sizes: StepSizesConfig = StepSizesConfig()
     num_steps: int = 25_000
     """Meta-steps in all."""
     num_scenes: int = 4
@@ -128,6 +153,8 @@ class TrainConfig:
     """Folder for the config, metrics and checkpoints. A run that is there already continues."""
     seed: int = 0
     """Of the network's start, the order of scenes and every draw."""
+    start_from: Path | None = None
+    """Run, or exported file, whose network to start from; None for random weights."""
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
     sampling: Sampling = Sampling()
@@ -183,8 +210,21 @@ _MAY_BE_ZERO = (
 )
 
 
+# Under the root of Adam's second moment: a gradient of exactly zero has no derivative otherwise. Far below any gradient
+# that counts.
+_ADAM_EPS_ROOT = 1e-12
+
+
+def inner_optimiser(name: Optimiser, step_size: float) -> optax.GradientTransformation:
+    """Returns the optimiser of an inner loop."""
+    return optax.sgd(step_size) if name == "sgd" else optax.adam(step_size, eps_root=_ADAM_EPS_ROOT)
+
+
 def outer_optimiser(config: OuterConfig) -> optax.GradientTransformation:
-    """Returns Adam with the configured schedule and clipping."""
+    """Returns Adam with the configured schedule and clipping; for meta-sgd, of a `Learned`.
+
+    The norm that is clipped is that of the whole meta-gradient.
+    """
     if config.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(
             0.0 if config.warmup_steps else config.learning_rate,
@@ -196,8 +236,21 @@ def outer_optimiser(config: OuterConfig) -> optax.GradientTransformation:
         rate = optax.warmup_constant_schedule(
             0.0 if config.warmup_steps else config.learning_rate, config.learning_rate, config.warmup_steps
         )
-    adam = optax.adam(rate)
-    return adam if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    parts.append(optax.adam(rate))
+    if config.algorithm == "meta-sgd":
+        parts.append(_scale_step_sizes(config.step_sizes.learning_rate / config.learning_rate))
+    return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+
+def _scale_step_sizes(factor: float) -> optax.GradientTransformation:
+    """Returns a transformation that leaves the parameters' updates and scales those of the step sizes."""
+
+    def scale(updates: Any, params: Any) -> Any:
+        del params
+        return Learned(updates.params, jax.tree.map(lambda update: factor * update, updates.step_sizes))
+
+    return optax.stateless(scale)
 
 
 def check(config: TrainConfig) -> None:

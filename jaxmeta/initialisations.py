@@ -2,7 +2,8 @@
 
 For layers i = 0, 1, ..:
 
-    params/Dense_<i>/kernel, bias      jaxmeta's; the settings come with the file
+    params/Dense_<i>/kernel, bias      jaxmeta's; the settings come with the file, and where Meta-SGD learned them
+                                       step_sizes/params/Dense_<i>/kernel, bias
     model/linear[_<i>]/w, b            learnit's, the paper authors' for ShapeNet (haiku); without _<i> for i = 0
     net.<2 i + 1>.weight, bias         nerf-meta's (torch), and net.0.freqs, the frequencies of its encoding
 
@@ -18,16 +19,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
+from jaxtyping import Float, PyTree
 
-from jaxmeta import arrayfiles
+from jaxmeta import arrayfiles, assembly
 from jaxmeta import config as configs
 from jaxmeta.arrayfiles import ArrayFile
 from jaxmeta.config import FieldConfig, TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.fields import DensityActivation
-from jaxmeta.metalearning import Params
+from jaxmeta.metalearning import Learned
 from jaxmeta.rendering import Sampling
 
 FORMAT, VERSION = "jaxmeta-initialisation", "1"
@@ -42,7 +46,9 @@ _LAYOUTS = {
 }
 """The names of the i-th layer's kernel and bias."""
 _FREQUENCIES = "net.0.freqs"
+_STEP_SIZES = "step_sizes/"
 
+Arrays = PyTree[Float[np.ndarray, "..."]]
 Layers = list[tuple[np.ndarray, np.ndarray]]
 """Kernel (inputs x outputs) and bias of each."""
 
@@ -50,7 +56,7 @@ Layers = list[tuple[np.ndarray, np.ndarray]]
 class Initialisation(NamedTuple):
     """A network in jaxmeta's layout."""
 
-    params: Params
+    params: Arrays | Learned
     """Of a RadianceField, in NumPy."""
     settings: TrainConfig
     """That it was trained with, as far as they are known."""
@@ -69,6 +75,8 @@ def read(path: Path, density: Density = "softplus") -> Initialisation:
       InputError: the file is refused, or its arrays are not one of the networks that are known.
     """
     content = arrayfiles.read(path)
+    step_sizes = {name: array for name, array in content.arrays.items() if name.startswith(_STEP_SIZES)}
+    content = content._replace(arrays={n: array for n, array in content.arrays.items() if n not in step_sizes})
     layout = next((layout for layout, names in _LAYOUTS.items() if names(0)[0] in content.arrays), None)
     if layout is None:
         wanted = ", ".join(names(0)[0] for names in _LAYOUTS.values())
@@ -85,8 +93,36 @@ def read(path: Path, density: Density = "softplus") -> Initialisation:
     _check_shapes(path, layers, settings.field)
     step = content.metadata.get("step", "")
     origin = f"{path}, {layout}" + f", meta-step {step}" * step.isdecimal()
-    params = {f"Dense_{i}": {"kernel": kernel, "bias": bias} for i, (kernel, bias) in enumerate(layers)}
-    return Initialisation({"params": params}, settings, origin)
+    dense = {f"Dense_{i}": {"kernel": kernel, "bias": bias} for i, (kernel, bias) in enumerate(layers)}
+    params = _with_step_sizes(path, {"params": dense}, step_sizes, settings)
+    return Initialisation(params, settings, origin)
+
+
+def named_arrays(params: Arrays | Learned) -> dict[str, np.ndarray]:
+    """Returns the arrays of an exported file."""
+    if isinstance(params, Learned):
+        step_sizes = named_arrays(params.step_sizes)
+        return named_arrays(params.params) | {f"{_STEP_SIZES}{name}": array for name, array in step_sizes.items()}
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _with_step_sizes(
+    path: Path, params: Arrays, step_sizes: dict[str, np.ndarray], settings: TrainConfig
+) -> Arrays | Learned:
+    """Returns the parameters together with the step sizes that the settings ask for."""
+    wanted = jax.device_get(assembly.first_initialisation(settings, jax.tree.map(jnp.asarray, params)))
+    names = named_arrays(wanted).keys() - named_arrays(params).keys()
+    for name in sorted(names | step_sizes.keys()):
+        if name not in step_sizes or name not in names:
+            raise InputError(f"{path} {'lacks' if name in names else 'has'} {name}; its config tells otherwise")
+    if not isinstance(wanted, Learned):
+        return params
+    found = {name: step_sizes[name] for name in named_arrays(wanted) if name in names}
+    for (name, array), leaf in zip(found.items(), jax.tree.leaves(wanted.step_sizes), strict=True):
+        if array.shape != leaf.shape:
+            raise InputError(f"{path}: {name} is {array.shape}, wanted {leaf.shape}")
+    return Learned(params, jax.tree.unflatten(jax.tree.structure(params), list(found.values())))
 
 
 def _layers(path: Path, arrays: dict[str, np.ndarray], layout: str) -> Layers:

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import safetensors.numpy
 import tyro
 
@@ -30,7 +29,7 @@ from jaxmeta import config as configs
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import CheckpointError, InputError, StorageError, run_command
 from jaxmeta.initialisations import FORMAT, VERSION, Density
-from jaxmeta.metalearning import MetaState, Params
+from jaxmeta.metalearning import Initialisation, MetaState
 
 
 def main() -> None:
@@ -47,8 +46,7 @@ def export_run(run: tyro.conf.Positional[Path], file: tyro.conf.Positional[Path]
     """
     settings = configs.load(run / "config.json")
     state = _restored(run, settings)
-    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state.params))[0]
-    arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    arrays = initialisations.named_arrays(jax.device_get(state.params))
     metadata = {"format": FORMAT, "version": VERSION, "jaxmeta": __version__, "step": str(int(state.step))}
     _write(file, safetensors.numpy.save(arrays, metadata | {"config": json.dumps(configs.as_dict(settings))}))
     print(f"{file} holds the initialisation of {run} at meta-step {int(state.step)}")
@@ -80,7 +78,7 @@ def import_run(
 
 def _restored(run: Path, settings: TrainConfig) -> MetaState:
     init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
-    like = metalearning.initial_state(init(jax.random.key(0)), configs.outer_optimiser(settings.outer))
+    like = assembly.first_state(settings, init(jax.random.key(0)))
     with checkpoints.open_checkpoints(run) as saved:
         found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))
     if found is None:
@@ -88,10 +86,10 @@ def _restored(run: Path, settings: TrainConfig) -> MetaState:
     return found.state
 
 
-def _save(settings: TrainConfig, params: Params, origin: str) -> None:
+def _save(settings: TrainConfig, initialisation: Initialisation, origin: str) -> None:
     """Writes the first checkpoint of a run."""
     about = {"config": configs.as_dict(settings), "data": None, "imported": origin}
-    state = metalearning.initial_state(params, configs.outer_optimiser(settings.outer))
+    state = metalearning.initial_state(initialisation, configs.outer_optimiser(settings.outer))
     with checkpoints.open_checkpoints(settings.run) as saved:
         checkpoints.save(saved, state, about)
         checkpoints.finish(saved)

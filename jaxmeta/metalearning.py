@@ -2,11 +2,18 @@
 
 Nothing here knows what a scene is: `loss_fn(params, data, key)` is the loss of one scene's data, and `data` is any
 pytree. Functions handle one scene, except `meta_step`, which maps over a batch of them.
+
+The algorithms have one signature and differ in one thing, the meta-gradient. With `adapted` the inner loop's result:
+
+    reptile   params - adapted                      Nichol et al. 2018, section 3
+    fomaml    d query_loss / d adapted              Finn et al. 2017, section 5.2, and Nichol et al. 2018, section 2
+    maml      d query_loss(adapted) / d params      Finn et al. 2017, equation 1
+    maml of a `Learned`: Meta-SGD                   Li et al. 2017, equation 3
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +22,29 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 Params = PyTree[Float[Array, "..."]]
 LossFn = Callable[[Params, Any, Any], Float[Array, ""]]
+
+
+class Learned(NamedTuple):
+    """An initialisation that brings its own step sizes, as Meta-SGD learns it."""
+
+    params: Params
+    step_sizes: Params
+    """Factors of the inner optimiser's updates. For each leaf of the parameters a number or one for each of its
+    entries, after a leading axis of steps; the last entry serves all later steps. They may become negative, as in the
+    paper: a parameter can learn to step uphill, or not at all."""
+
+
+Initialisation = Params | Learned
+"""What the outer loop learns."""
+
+
+class Keys(NamedTuple):
+    """The draws of one scene in a meta-step."""
+
+    inner: Any
+    """One for each inner step, along the leading axis."""
+    query: Any
+    """Of the query loss."""
 
 
 class Adapted(NamedTuple):
@@ -28,16 +58,19 @@ class Adapted(NamedTuple):
 class SceneGradient(NamedTuple):
     """What one scene contributes to the outer loop."""
 
-    gradient: Params
+    gradient: Initialisation
     losses: Float[Array, "steps"]
     """Before each inner step."""
+
+
+SceneGradientFn = Callable[[Initialisation, Any, Keys], SceneGradient]
+"""`(initialisation, data, keys)`: one of the algorithms with its losses and optimiser."""
 
 
 class MetaState(NamedTuple):
     """The outer loop's state."""
 
-    params: Params
-    """The initialisation."""
+    params: Initialisation
     opt_state: Any
     step: Int[Array, ""]
     """How many meta-steps led here."""
@@ -53,20 +86,46 @@ class MetaMetrics(NamedTuple):
     """Scenes that do not count, because their inner loop or the step that they share led to numbers not finite."""
 
 
+def with_step_sizes(
+    params: Params, *, granularity: Literal["leaf", "parameter"] = "leaf", num_steps: int | None = None
+) -> Learned:
+    """Returns an initialisation whose inner loop is, until it has learned, that of its parameters alone.
+
+    Args:
+      params: to start from.
+      granularity: whether the entries of a leaf share their step size.
+      num_steps: steps that have step sizes of their own; None for the same in all.
+    """
+    steps = (num_steps or 1,)
+    step_sizes = jax.tree.map(
+        lambda leaf: jnp.ones(steps + (leaf.shape if granularity == "parameter" else ()), leaf.dtype), params
+    )
+    return Learned(params, step_sizes)
+
+
 def adapt(
-    loss_fn: LossFn, optimiser: optax.GradientTransformation, params: Params, data: Any, keys: Any, *, unroll: int = 1
+    loss_fn: LossFn,
+    optimiser: optax.GradientTransformation,
+    initialisation: Initialisation,
+    data: Any,
+    keys: Any,
+    *,
+    unroll: int = 1,
 ) -> Adapted:
     """Fits one scene by gradient descent from the given parameters: the inner loop.
 
     Args:
       loss_fn: the loss of one scene.
       optimiser: of the inner loop; its state starts afresh.
-      params: the initialisation.
+      initialisation: what to start from, with the step sizes where they are learned.
       data: the scene's support.
       keys: one for each step, along the leading axis; their number is the number of steps.
       unroll: how many steps the compiled loop's body holds.
     """
-    inner_step = partial(_inner_step, loss_fn, optimiser, data)
+    params, optimiser = _start(initialisation, optimiser)
+    # Where the loop is differentiated, a step keeps its parameters and computes the rest again: 32 steps on a scene of
+    # full size would else keep 25.8 GiB, and so 1.4. Where it is not, this does nothing.
+    inner_step = jax.checkpoint(partial(_inner_step, loss_fn, optimiser, data), prevent_cse=False)
     (adapted, _), losses = jax.lax.scan(inner_step, (params, optimiser.init(params)), keys, unroll=unroll)
     return Adapted(adapted, losses)
 
@@ -74,7 +133,7 @@ def adapt(
 def adapt_in_stages(
     loss_fn: LossFn,
     optimiser: optax.GradientTransformation,
-    params: Params,
+    initialisation: Initialisation,
     data: Any,
     keys: Any,
     stages: Sequence[int],
@@ -84,11 +143,12 @@ def adapt_in_stages(
     Args:
       loss_fn: the loss of one scene.
       optimiser: of the inner loop.
-      params: the initialisation.
+      initialisation: what to start from, with the step sizes where they are learned.
       data: the scene's support.
       keys: one for each step, along the leading axis, at least as many as the last stage has steps.
       stages: numbers of steps, increasing.
     """
+    params, optimiser = _start(initialisation, optimiser)
 
     def one_step(step: Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
         key = jax.tree.map(lambda leaf: leaf[step], keys)
@@ -103,6 +163,26 @@ def adapt_in_stages(
     return jax.lax.scan(one_stage, (params, optimiser.init(params)), spans)[1]
 
 
+def _start(
+    initialisation: Initialisation, optimiser: optax.GradientTransformation
+) -> tuple[Params, optax.GradientTransformation]:
+    """Returns the parameters to start from, and the optimiser with the learned step sizes if there are any."""
+    if isinstance(initialisation, Learned):
+        return initialisation.params, optax.chain(optimiser, _scale_by(initialisation.step_sizes))
+    return initialisation, optimiser
+
+
+def _scale_by(step_sizes: Params) -> optax.GradientTransformation:
+    """Returns a transformation that scales the updates of step k by the k-th step sizes, or the last."""
+
+    def scale(updates: Any, state: Any, params: Any = None) -> tuple[Params, Array]:
+        del params
+        now = jax.tree.map(lambda sizes: sizes[jnp.minimum(state, len(sizes) - 1)], step_sizes)
+        return jax.tree.map(jnp.multiply, updates, now), state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), scale)
+
+
 def _inner_step(
     loss_fn: LossFn, optimiser: optax.GradientTransformation, data: Any, carry: tuple[Params, Any], key: Any
 ) -> tuple[tuple[Params, Any], Float[Array, ""]]:
@@ -113,27 +193,83 @@ def _inner_step(
 
 
 def reptile(
-    loss_fn: LossFn, optimiser: optax.GradientTransformation, params: Params, data: Any, keys: Any, *, unroll: int = 1
+    loss_fn: LossFn,
+    query_loss_fn: LossFn,
+    optimiser: optax.GradientTransformation,
+    params: Params,
+    data: Any,
+    keys: Keys,
+    *,
+    unroll: int = 1,
 ) -> SceneGradient:
-    """Returns `params - adapted`, the Reptile meta-gradient of one scene (Nichol et al. 2018, section 3).
+    """Returns `params - adapted`, the Reptile meta-gradient of one scene.
 
-    The arguments are those of `adapt`.
+    Args:
+      loss_fn: the loss of one scene that the inner loop descends.
+      query_loss_fn: the loss of the adapted parameters; not used by Reptile.
+      optimiser: of the inner loop.
+      params: the initialisation.
+      data: of the scene.
+      keys: their number for the inner loop is the number of steps.
+      unroll: as for `adapt`.
     """
-    adapted = adapt(loss_fn, optimiser, params, data, keys, unroll=unroll)
+    del query_loss_fn
+    adapted = adapt(loss_fn, optimiser, params, data, keys.inner, unroll=unroll)
     return SceneGradient(jax.tree.map(jnp.subtract, params, adapted.params), adapted.losses)
 
 
-def initial_state(params: Params, optimiser: optax.GradientTransformation) -> MetaState:
+def fomaml(
+    loss_fn: LossFn,
+    query_loss_fn: LossFn,
+    optimiser: optax.GradientTransformation,
+    params: Params,
+    data: Any,
+    keys: Keys,
+    *,
+    unroll: int = 1,
+) -> SceneGradient:
+    """Returns the gradient of the query loss at the adapted parameters, as if they had moved with the initialisation.
+
+    The arguments are those of `reptile`.
+    """
+    adapted = adapt(loss_fn, optimiser, params, data, keys.inner, unroll=unroll)
+    return SceneGradient(jax.grad(query_loss_fn)(adapted.params, data, keys.query), adapted.losses)
+
+
+def maml(
+    loss_fn: LossFn,
+    query_loss_fn: LossFn,
+    optimiser: optax.GradientTransformation,
+    initialisation: Initialisation,
+    data: Any,
+    keys: Keys,
+    *,
+    unroll: int = 1,
+) -> SceneGradient:
+    """Returns the gradient of the query loss after the inner loop by the initialisation, through all its steps.
+
+    Of a `Learned` this is Meta-SGD's: the step sizes are part of the initialisation. The arguments are those of
+    `reptile`; the optimiser's updates must have a derivative by the gradient.
+    """
+
+    def query_loss(initialisation: Initialisation) -> tuple[Float[Array, ""], Float[Array, "steps"]]:
+        adapted = adapt(loss_fn, optimiser, initialisation, data, keys.inner, unroll=unroll)
+        return query_loss_fn(adapted.params, data, keys.query), adapted.losses
+
+    return SceneGradient(*jax.grad(query_loss, has_aux=True)(initialisation))
+
+
+def initial_state(initialisation: Initialisation, optimiser: optax.GradientTransformation) -> MetaState:
     """Returns the outer loop's state before its first step."""
-    return MetaState(params, optimiser.init(params), jnp.zeros((), jnp.int32))
+    return MetaState(initialisation, optimiser.init(initialisation), jnp.zeros((), jnp.int32))
 
 
 def meta_step(
-    scene_gradient: Callable[[Params, Any, Any], SceneGradient],
+    scene_gradient: SceneGradientFn,
     optimiser: optax.GradientTransformation,
     state: MetaState,
     data: Any,
-    keys: Any,
+    keys: Keys,
     counts: Bool[Array, "scenes"],
 ) -> tuple[MetaState, MetaMetrics]:
     """Improves the initialisation by the mean meta-gradient of a batch of scenes.
@@ -142,7 +278,7 @@ def meta_step(
     optimiser's state stay as they are, and all scenes have diverged. A batch of fillers alone is no step.
 
     Args:
-      scene_gradient: `(params, data, keys) -> SceneGradient` of one scene, such as `reptile`.
+      scene_gradient: of one scene, such as `reptile` with its losses and optimiser; which one does not matter here.
       optimiser: of the outer loop.
       state: to be improved.
       data: of each scene, along the leading axis.

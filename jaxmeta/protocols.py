@@ -17,11 +17,11 @@ from typing import Literal, NamedTuple
 import optax
 import tyro
 
-from jaxmeta.config import InnerConfig, check_numbers
+from jaxmeta import config
+from jaxmeta.config import InnerConfig, Optimiser, check_numbers
 from jaxmeta.errors import InputError
 
 ProtocolName = Literal["original", "learnit", "nerf-meta", "trans-inr"]
-Optimiser = Literal["sgd", "adam"]
 Baseline = Literal["standard", "mean", "matched", "shuffled", "single-view", "joint"]
 
 
@@ -50,7 +50,7 @@ class EvalConfig:
     num_rays: int | None = None
     """Rays of each inner step; None for the protocol's, or the number of the training."""
     optimiser: Optimiser | None = None
-    """Of the inner loop; None for the protocol's, or sgd."""
+    """Of the inner loop; None for the protocol's, or that of the training."""
     step_size: float | None = None
     """Learning rate of the inner loop; None for the protocol's, or that of the training."""
     baselines: tuple[Baseline, ...] = ("standard",)
@@ -84,12 +84,13 @@ class Protocol(NamedTuple):
     """How many views the data must have for which query views; the first that is possible counts."""
     stages: tuple[int, ...] = (0, 1, 10, 32, 100, 1000)
     num_rays: int | None = None
-    optimiser: Optimiser = "sgd"
+    optimiser: Optimiser | None = "sgd"
+    """None for that of the training."""
     step_size: float | None = None
     draws: int = 0
 
 
-FREE_FORM = Protocol()
+FREE_FORM = Protocol(optimiser=None)
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "original": Protocol(num_rays=128, step_size=0.5),
     "learnit": Protocol(queries=((50, tuple(range(25, 50))),), num_rays=64, step_size=0.5),
@@ -141,8 +142,6 @@ def check(wanted: EvalConfig) -> None:
             if getattr(wanted, name):
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} {getattr(wanted, name)} does not go with random draws; add --draws 0")
-    if (wanted.optimiser or protocol.optimiser) != protocol.optimiser and wanted.step_size is None:
-        raise InputError(f"--optimiser {wanted.optimiser} needs a --step-size: the usual one is of another optimiser")
 
 
 def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int) -> Plan:
@@ -158,6 +157,9 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int) -> Plan:
     """
     protocol = PROTOCOLS[wanted.protocol] if wanted.protocol else FREE_FORM
     draws = protocol.draws if wanted.draws is None else wanted.draws
+    usual = protocol.optimiser or inner.optimiser
+    if wanted.optimiser not in (None, usual) and wanted.step_size is None:
+        raise InputError(f"--optimiser {wanted.optimiser} needs a --step-size: the usual one is of another optimiser")
     query = () if draws else wanted.query or _query(wanted.protocol, protocol, num_views)
     supports = () if draws else _supports(wanted, query, num_views)
     if draws and num_views < 2:
@@ -169,7 +171,7 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int) -> Plan:
         draws=draws,
         stages=wanted.stages or protocol.stages,
         num_rays=wanted.num_rays or protocol.num_rays or inner.num_rays,
-        optimiser=wanted.optimiser or protocol.optimiser,
+        optimiser=wanted.optimiser or usual,
         step_size=wanted.step_size or protocol.step_size or inner.step_size,
     )
 
@@ -202,4 +204,4 @@ def _supports(wanted: EvalConfig, query: tuple[int, ...], num_views: int) -> tup
 
 def inner_optimiser(plan: Plan) -> optax.GradientTransformation:
     """Returns the optimiser of the inner loop."""
-    return {"sgd": optax.sgd, "adam": optax.adam}[plan.optimiser](plan.step_size)
+    return config.inner_optimiser(plan.optimiser, plan.step_size)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxmeta.devices import by_scene, compile_within_memory, fetch, replicated
 from jaxmeta.feeding import FILLER, Chunk
-from jaxmeta.metalearning import LossFn, MetaMetrics, MetaState, meta_step, reptile
+from jaxmeta.metalearning import Keys, MetaMetrics, MetaState, SceneGradientFn, meta_step
 
 TrainSteps = Callable[[MetaState, Any, Int[Any, "steps scenes"]], tuple[MetaState, MetaMetrics]]
 
@@ -57,14 +57,12 @@ def plan_batches(
 
 
 def make_train_steps(
-    loss_fn: LossFn,
-    inner_optimiser: optax.GradientTransformation,
-    outer_optimiser: optax.GradientTransformation,
+    scene_gradient: SceneGradientFn,
+    optimiser: optax.GradientTransformation,
     mesh: Mesh,
     *,
     seed: int,
     num_inner_steps: int,
-    unroll: int = 1,
 ) -> TrainSteps:
     """Returns a compiled function that takes meta-steps, `(state, scenes, batches) -> (state, metrics)`.
 
@@ -72,26 +70,23 @@ def make_train_steps(
     step adapts; the metrics have a leading axis of steps.
 
     Args:
-      loss_fn: the loss of one scene.
-      inner_optimiser: fits one scene.
-      outer_optimiser: improves the initialisation.
+      scene_gradient: what one scene contributes; one of the algorithms.
+      optimiser: improves the initialisation.
       mesh: shares the scenes of a batch.
       seed: of every draw.
       num_inner_steps: of the inner loop.
-      unroll: as for `adapt`.
     """
-    scene_gradient = partial(reptile, loss_fn, inner_optimiser, unroll=unroll)
 
-    def inner_keys(step: Array, slot: Array) -> Array:
+    def scene_keys(step: Array, slot: Array) -> Keys:
         scene_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), slot)
-        return jax.random.split(scene_key, num_inner_steps)
+        return Keys(jax.random.split(scene_key, num_inner_steps), jax.random.fold_in(scene_key, num_inner_steps))
 
     def one_step(scenes: PyTree[Array], state: MetaState, batch: Array) -> tuple[MetaState, MetaMetrics]:
         data = jax.tree.map(lambda leaf: leaf[batch], scenes)
         slots = jnp.arange(batch.shape[0])
-        keys = jax.vmap(inner_keys, in_axes=(None, 0))(state.step, slots)
+        keys = jax.vmap(scene_keys, in_axes=(None, 0))(state.step, slots)
         data, keys = jax.lax.with_sharding_constraint((data, keys), by_scene(mesh))
-        return meta_step(scene_gradient, outer_optimiser, state, data, keys, batch != FILLER)
+        return meta_step(scene_gradient, optimiser, state, data, keys, batch != FILLER)
 
     @partial(jax.jit, donate_argnums=0)
     def train_steps(state: MetaState, scenes: PyTree[Array], batches: Array) -> tuple[MetaState, MetaMetrics]:

@@ -107,6 +107,39 @@ def test_the_best_state_can_be_evaluated(commands, run, tmp_path):
     assert [step] == steps(run, "best")
 
 
+@pytest.fixture(scope="module")
+def meta_sgd(commands, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "meta-sgd"
+    ended(commands.train(folder, "--outer.step-sizes.per-step", **META_SGD, outer__num_steps=4), 0)
+    return folder
+
+
+META_SGD = {"outer__algorithm": "meta-sgd", "inner__optimiser": "adam", "inner__step_size": 0.01}
+
+
+def test_learned_step_sizes_are_kept_continued_and_evaluated(commands, meta_sgd, tmp_path):
+    stopped = tmp_path / "stopped"
+    for num_steps in (2, 4):
+        ended(commands.train(stopped, "--outer.step-sizes.per-step", **META_SGD, outer__num_steps=num_steps), 0)
+    assert digests(stopped, 4) == digests(meta_sgd, 4)
+    assert "params/step_sizes/params/Dense_0/kernel" in digests(meta_sgd, 4)
+    ended(commands.evaluate(meta_sgd, "--out", tmp_path / "eval"), 0)
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert {row["initialisation"] for row in results["summary"]} == {"standard", "learned"}
+
+
+def test_a_training_may_start_from_another(commands, run, meta_sgd, tmp_path):
+    # With a learning rate of next to nothing, MAML ends where it began: at the network of the other run.
+    still = {"outer__algorithm": "maml", "outer__learning_rate": 1e-30, "outer__num_steps": 2}
+    ended(commands.train(tmp_path / "a", "--start-from", run, **still), 0)
+    learned = {name: digest for name, digest in digests(run, 7).items() if name.startswith("params/")}
+    assert learned.items() <= digests(tmp_path / "a", 2).items()
+    other = commands.train(tmp_path / "b", "--start-from", run, field__width=9)
+    ended(other, 2, f"--start-from {run} holds another network than this run's (field.width: 8 -> 9)")
+    ended(commands.train(tmp_path / "b", "--start-from", "nowhere"), 2, "nowhere cannot be read")
+    assert not (tmp_path / "b").exists()
+
+
 BAD_USE = {
     "no data": ("train.py", ["cars", "--data.root", "nowhere"], "nowhere holds no data of class 'car'"),
     "count of zero": ("train.py", ["toy", "--inner.num-rays", "0"], "--inner.num-rays 0 must be positive"),

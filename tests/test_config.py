@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tyro
 from jaxmeta import config
 from jaxmeta.config import OuterConfig, TrainConfig
 from jaxmeta.errors import InputError
+from jaxmeta.metalearning import Learned, with_step_sizes
 from jaxmeta.presets import PRESETS
 from jaxmeta.rendering import Sampling
 
@@ -65,10 +67,18 @@ def test_the_original_preset_has_the_originals_settings():
 
 COUNTS = (
     "data.num-views", "field.width", "field.depth", "field.num-frequencies", "inner.num-steps", "inner.num-rays",
-    "inner.unroll", "outer.num-steps", "outer.num-scenes", "sampling.num-samples", "log-every", "checkpoint-every",
+    "inner.unroll", "inner.num-query-rays",
+    "outer.num-steps", "outer.num-scenes", "sampling.num-samples", "log-every", "checkpoint-every",
     "validation.num-steps", "validation.num-scenes",
 )  # fmt: skip
-SIZES = ("inner.step-size", "outer.learning-rate", "sampling.near", "sampling.far", "sampling.last-interval")
+SIZES = (
+    "inner.step-size",
+    "outer.step-sizes.learning-rate",
+    "outer.learning-rate",
+    "sampling.near",
+    "sampling.far",
+    "sampling.last-interval",
+)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +146,9 @@ def test_what_may_change_when_a_run_continues(flag, value):
         ("inner.num-steps", 16, "inner.num_steps: 32 -> 16"),
         ("outer.learning-rate", 0.5, "outer.learning_rate: 0.0005 -> 0.5"),
         ("sampling.far", 5.0, "sampling.far: 6.0 -> 5.0"),
+        ("outer.algorithm", "maml", "outer.algorithm: reptile -> maml"),
+        ("outer.step-sizes.per-step", True, "outer.step_sizes.per_step: False -> True"),
+        ("start-from", Path("runs/other"), "start_from: None -> runs/other"),
         ("pixel-centre", 0.0, "pixel_centre: 0.5 -> 0.0"),
     ],
 )
@@ -180,6 +193,37 @@ def test_clipping_tames_an_outlier():
         outer_steps(clipped, [1, 100, 0.5]), outer_steps(OuterConfig(learning_rate=0.1), [1, 1, 0.5])
     )
     assert outer_steps(clipped, [1, 100, 0.5]) != outer_steps(OuterConfig(learning_rate=0.1), [1, 100, 0.5])
+
+
+def test_step_sizes_have_a_learning_rate_of_their_own():
+    # Adam's first step is its learning rate along any gradient, whatever the gradient's size.
+    settings = changed(OuterConfig(algorithm="meta-sgd", learning_rate=0.1), "step-sizes.learning-rate", 0.02)
+    learned = with_step_sizes(jnp.zeros(2))
+    optimiser = config.outer_optimiser(settings)
+    gradient = Learned(jnp.array([3.0, -3.0]), jnp.array([5.0]))
+    moves, _ = optimiser.update(gradient, optimiser.init(learned), learned)
+    np.testing.assert_allclose(moves.params, [-0.1, 0.1], rtol=1e-4)
+    np.testing.assert_allclose(moves.step_sizes, [-0.02], rtol=1e-4)
+
+
+def test_other_algorithms_have_the_state_of_reptile():
+    states = [config.outer_optimiser(OuterConfig(algorithm=name)).init(jnp.zeros(2)) for name in ("reptile", "maml")]
+    assert jax.tree.structure(states[1]) == jax.tree.structure(states[0])
+
+
+def test_inner_optimisers_by_hand():
+    # Descent moves by rate times gradient; Adam's first step by the rate.
+    for name, step_size, wanted in (("sgd", 0.5, -1.5), ("adam", 0.5, -0.5)):
+        optimiser = config.inner_optimiser(name, step_size)
+        move, _ = optimiser.update(jnp.float32(3.0), optimiser.init(jnp.zeros(())))
+        np.testing.assert_allclose(move, wanted, rtol=1e-4)
+
+
+def test_paths_that_may_be_none_survive_the_disk(tmp_path):
+    settings = changed(TrainConfig(), "start-from", Path("runs/cars"))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.as_dict(settings)))
+    assert config.load(path) == settings
 
 
 def test_adam_by_hand():

@@ -17,7 +17,7 @@ from jaxmeta.assembly import each_view, views_of_scenes
 from jaxmeta.cameras import Views
 from jaxmeta.devices import replicated
 from jaxmeta.evaluation import Fit, Scores, fit_all, fit_in_batches, make_adapt, make_score
-from jaxmeta.metalearning import adapt, initial_state
+from jaxmeta.metalearning import adapt, initial_state, reptile
 from jaxmeta.objectives import composite_on_white, photometric_loss
 from jaxmeta.rendering import render_view
 from jaxmeta.training import make_train_steps, scene_batches
@@ -194,7 +194,7 @@ def test_every_scene_is_fitted_once_with_its_own_draws(mesh1, mesh8, balls, batc
 def test_a_learned_start_beats_the_standard_one(fit_eight, mesh8, balls, start, loss_fn):
     """The claim: after the same few steps on one view of an unseen scene, the other views come out 5 dB better."""
     outer, num_steps = optax.adam(5e-3), 100
-    train_steps = make_train_steps(loss_fn, INNER, outer, mesh8, seed=0, num_inner_steps=8)
+    train_steps = make_train_steps(partial(reptile, loss_fn, loss_fn, INNER), outer, mesh8, seed=0, num_inner_steps=8)
     learned_from = jax.device_put(take(balls, slice(16)), replicated(mesh8))
     state = jax.device_put(initial_state(jax.tree.map(jnp.copy, start), outer), replicated(mesh8))
     state, _ = train_steps(state, learned_from, scene_batches(0, 0, num_steps, num_scenes=16, scenes_per_step=8))

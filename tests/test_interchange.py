@@ -1,5 +1,6 @@
 """Export and import: what is written is read anywhere, what others wrote computes alike; pickles stay shut."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -18,9 +19,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxmeta import arrayfiles, assembly, checkpoints, config, initialisations, interchange, metalearning, runfiles
+from jaxmeta import (
+    arrayfiles,
+    assembly,
+    checkpoints,
+    config,
+    initialisations,
+    interchange,
+    metalearning,
+    runfiles,
+    starting,
+)
 from jaxmeta.cameras import orbit_pose
-from jaxmeta.config import DataConfig, FieldConfig, TrainConfig
+from jaxmeta.config import DataConfig, FieldConfig, InnerConfig, OuterConfig, StepSizesConfig, TrainConfig
 from jaxmeta.data.shapenet import write_scene, write_splits
 from jaxmeta.errors import CheckpointError, InputError, StorageError
 from jaxmeta.fields import RadianceField
@@ -199,6 +210,77 @@ def test_what_was_exported_comes_back(trained, exported, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
     assert int(again.step) == 0
     assert "meta-step 2" in initialisations.read(exported).origin
+
+
+@pytest.fixture(scope="module")
+def meta_sgd(tmp_path_factory) -> Path:
+    """A run whose network and step sizes were learned."""
+    folder = tmp_path_factory.mktemp("runs") / "meta-sgd"
+    outer = OuterConfig(algorithm="meta-sgd", step_sizes=StepSizesConfig(granularity="parameter", per_step=True))
+    settings = TrainConfig(run=folder, field=FIELD, inner=InnerConfig(num_steps=2), outer=outer)
+    runfiles.claim_run(settings)
+    start = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init(jax.random.key(0))
+    like = assembly.first_initialisation(settings, start)
+    leaves, structure = jax.tree.flatten(like)
+    numbered = [jnp.full_like(leaf, i) for i, leaf in enumerate(leaves)]
+    state = metalearning.initial_state(jax.tree.unflatten(structure, numbered), config.outer_optimiser(outer))
+    with checkpoints.open_checkpoints(folder) as saved:
+        checkpoints.save(saved, state, {})
+        checkpoints.finish(saved)
+    return folder
+
+
+def test_learned_step_sizes_come_back(meta_sgd, tmp_path):
+    path = tmp_path / "cars.safetensors"
+    interchange.export_run(meta_sgd, path)
+    arrays = safetensors.numpy.load_file(path)
+    assert arrays["params/Dense_0/bias"].tolist() == [0] * WIDTH
+    assert arrays["step_sizes/params/Dense_0/bias"].shape == (2, WIDTH)
+    interchange.import_run(path, tmp_path / "again")
+    settings = config.load(tmp_path / "again" / "config.json")
+    first, again = (interchange._restored(run, settings) for run in (meta_sgd, tmp_path / "again"))
+    assert isinstance(again.params, metalearning.Learned)
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda arrays, name: arrays | {name: arrays[name][:1]}, r"is \(1, 4\), wanted \(2, 4\)"),
+        (lambda arrays, name: {n: arrays[n] for n in arrays if n != name}, "lacks step_sizes/params/Dense_2/bias"),
+        (lambda arrays, name: arrays | {f"{name}es": arrays[name]}, "has step_sizes/params/Dense_2/biases"),
+    ],
+)
+def test_step_sizes_that_do_not_fit_are_refused(meta_sgd, tmp_path, change, wanted):
+    path = tmp_path / "cars.safetensors"
+    interchange.export_run(meta_sgd, path)
+    metadata = arrayfiles.read(path).metadata
+    arrays = change(safetensors.numpy.load_file(path), "step_sizes/params/Dense_2/bias")
+    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+    with pytest.raises(InputError, match=wanted) as caught:
+        initialisations.read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_training_starts_from_what_was_learned(trained, exported, meta_sgd, tmp_path, as_file):
+    settings = TrainConfig(run=tmp_path / "new", field=FIELD, start_from=exported if as_file else trained)
+    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
+    started = starting.first_state(settings, init)
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 2), started.params)
+    assert started.step == 0
+    # Its step sizes stay behind, and a run that asks for some begins with ones.
+    again = dataclasses.replace(settings, start_from=meta_sgd, outer=OuterConfig(algorithm="meta-sgd"))
+    params = starting.first_state(again, init).params
+    assert isinstance(params, metalearning.Learned)
+    assert params.params["params"]["Dense_1"]["kernel"].max() == 3
+    assert params.step_sizes["params"]["Dense_1"]["kernel"].tolist() == [1]
+
+
+def test_a_run_that_has_begun_needs_its_start_no_more(trained):
+    settings = TrainConfig(run=trained, field=FIELD, start_from=Path("gone"))
+    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
+    assert starting.first_state(settings, init).step == 0
 
 
 def test_a_run_without_checkpoints_is_not_exported(tmp_path):

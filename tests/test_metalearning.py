@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmeta.metalearning import adapt, adapt_in_stages, initial_state, meta_step, reptile
+from jaxmeta.metalearning import Keys, adapt, adapt_in_stages, initial_state, meta_step, reptile
 
 RATE, STEPS = 0.3, 5
 LEFT = (1 - RATE) ** STEPS
 START = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[3.0]])}
 TARGETS = jnp.array([0.5, -1.0, 4.0])
 """Of three scenes; each number is the target of all parameters."""
-KEYS = jnp.zeros((3, STEPS))
+KEYS = Keys(jnp.zeros((3, STEPS)), jnp.zeros(3))
 ALL = jnp.array([True, True, True])
 
 
@@ -41,18 +41,18 @@ def fit():
 
 @pytest.fixture(scope="module")
 def gradient_of():
-    return jax.jit(partial(reptile, quadratic, optax.sgd(RATE)))
+    return jax.jit(partial(reptile, quadratic, quadratic, optax.sgd(RATE)))
 
 
 @pytest.fixture(scope="module")
 def improve():
     """A meta-step on quadratics with plain outer descent at rate 1: the step is the meta-gradient."""
-    return jax.jit(partial(meta_step, partial(reptile, quadratic, optax.sgd(RATE)), optax.sgd(1.0)))
+    return jax.jit(partial(meta_step, partial(reptile, quadratic, quadratic, optax.sgd(RATE)), optax.sgd(1.0)))
 
 
 @pytest.fixture(scope="module")
 def improve_with_adam():
-    return jax.jit(partial(meta_step, partial(reptile, quadratic, optax.sgd(RATE)), optax.adam(0.1)))
+    return jax.jit(partial(meta_step, partial(reptile, quadratic, quadratic, optax.sgd(RATE)), optax.adam(0.1)))
 
 
 def assert_trees_equal(found, wanted):
@@ -112,7 +112,7 @@ def test_stages_need_not_begin_at_zero(generator):
 
 @given(target=st.floats(-5, 5, width=32))
 def test_reptile_in_closed_form(gradient_of, target):
-    scene = gradient_of(START, np.float32(target), np.zeros(STEPS, np.float32))
+    scene = gradient_of(START, np.float32(target), Keys(np.zeros(STEPS, np.float32), np.float32(0)))
     assert_trees_close(scene.gradient, jax.tree.map(lambda leaf: (1 - LEFT) * (leaf - target), START))
     np.testing.assert_allclose(scene.losses[1] / (1 - RATE) ** 2, scene.losses[0], rtol=1e-5)
 
@@ -139,16 +139,16 @@ def test_meta_step_in_closed_form(improve):
 
 
 def test_one_scene_alone_is_the_same_scene_in_a_batch(generator):
-    keys = jnp.asarray(generator.normal(size=(3, STEPS)), jnp.float32)
-    scene_gradient = partial(reptile, towards_key, optax.sgd(RATE))
+    keys = Keys(jnp.asarray(generator.normal(size=(3, STEPS)), jnp.float32), None)
+    scene_gradient = partial(reptile, towards_key, towards_key, optax.sgd(RATE))
     together = jax.jit(jax.vmap(scene_gradient, in_axes=(None, 0, 0)))(START, TARGETS, keys)
-    alone = scene_gradient(START, TARGETS[1], keys[1])
+    alone = scene_gradient(START, TARGETS[1], jax.tree.map(lambda leaf: leaf[1], keys))
     assert_trees_close(jax.tree.map(lambda leaf: leaf[1], together), alone)
 
 
 def test_not_jitted_is_the_same(improve_with_adam):
     state = initial_state(START, optax.adam(0.1))
-    step = partial(meta_step, partial(reptile, quadratic, optax.sgd(RATE)), optax.adam(0.1))
+    step = partial(meta_step, partial(reptile, quadratic, quadratic, optax.sgd(RATE)), optax.adam(0.1))
     assert_trees_close(improve_with_adam(state, TARGETS, KEYS, ALL), step(state, TARGETS, KEYS, ALL))
 
 
@@ -175,7 +175,7 @@ def test_the_scenes_that_count_share_the_mean(improve):
 
 def test_an_absurd_step_size_diverges_and_is_noticed():
     # At rate 1e20 the way left grows by 1e20 a step: beyond float32 after the second.
-    step = partial(meta_step, partial(reptile, quadratic, optax.sgd(1e20)), optax.adam(0.1))
+    step = partial(meta_step, partial(reptile, quadratic, quadratic, optax.sgd(1e20)), optax.adam(0.1))
     state = initial_state(START, optax.adam(0.1))
     after, metrics = step(state, TARGETS, KEYS, ALL)
     assert metrics.diverged.all()
@@ -184,9 +184,9 @@ def test_an_absurd_step_size_diverges_and_is_noticed():
 
 def test_a_scene_that_diverges_on_its_last_step_is_noticed():
     # Losses are those before each step: here the only one, 1e38, is finite, and what it leads to is not.
-    step = partial(meta_step, partial(reptile, quadratic, optax.sgd(1e20)), optax.adam(0.1))
+    step = partial(meta_step, partial(reptile, quadratic, quadratic, optax.sgd(1e20)), optax.adam(0.1))
     state = initial_state(jnp.array(1.0), optax.adam(0.1))
-    after, metrics = step(state, jnp.array([1.0, 1e19]), jnp.zeros((2, 1)), jnp.ones(2, bool))
+    after, metrics = step(state, jnp.array([1.0, 1e19]), Keys(jnp.zeros((2, 1)), None), jnp.ones(2, bool))
     np.testing.assert_array_equal(metrics.diverged, [False, True])
     assert after.params == 1
 
@@ -211,11 +211,12 @@ def test_scenes_that_need_nothing_leave_adam_still():
     # Adam takes a full step along any gradient but zero, so `params - mean(adapted)`, whose rounding is not zero,
     # would move parameters that are optimal for every scene.
     params = jnp.linspace(0.1, 3.0, 1000)
-    scene_gradient = partial(reptile, lambda params, data, key: jnp.sum(params * data), optax.sgd(RATE))
+    loss_fn = lambda params, data, key: jnp.sum(params * data)  # noqa: E731
+    scene_gradient = partial(reptile, loss_fn, loss_fn, optax.sgd(RATE))
     state, metrics = jax.jit(partial(meta_step, scene_gradient, optax.adam(0.1)))(
         initial_state(params, optax.adam(0.1)),
         jnp.zeros(7),
-        jnp.zeros((7, 2)),
+        Keys(jnp.zeros((7, 2)), None),
         jnp.ones(7, bool),
     )
     assert metrics.gradient_norm == 0

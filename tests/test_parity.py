@@ -11,7 +11,7 @@ import pytest
 
 from jaxmeta.cameras import Rays, Views
 from jaxmeta.fields import RadianceField
-from jaxmeta.metalearning import adapt, initial_state, meta_step, reptile
+from jaxmeta.metalearning import Keys, adapt, initial_state, meta_step, reptile
 from jaxmeta.objectives import view_pixels
 from jaxmeta.rendering import Sampling, render_rays
 
@@ -98,12 +98,12 @@ def test_adaptation_and_two_reptile_steps(x64, golden):
     assert_params(adapted(params, draws[0]), golden, "adapted_")
 
     def scene_gradient(params, data, keys):
-        return reptile(recorded_loss, inner, params, data, keys)
+        return reptile(recorded_loss, recorded_loss, inner, params, data, keys)
 
     @jax.jit
     def improve(state, draw):
-        one_scene = jax.tree.map(lambda leaf: leaf[None], (task, draw))
-        return meta_step(scene_gradient, outer, state, *one_scene, jnp.ones(1, bool))[0]
+        rows, keys = jax.tree.map(lambda leaf: leaf[None], (task, Keys(draw, None)))
+        return meta_step(scene_gradient, outer, state, rows, keys, jnp.ones(1, bool))[0]
 
     state = initial_state(params, outer)
     for draw in draws:

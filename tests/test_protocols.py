@@ -1,6 +1,7 @@
 """The protocols of others, what flags and data change of them, and the tasks that come out."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,15 @@ def test_support_views_grow_and_are_never_scored():
     found = plan(25, support=(3, 2), view_counts=(1, 2, 3, 5, 17))
     assert found.supports[:4] == ((3,), (3, 2), (3, 2, 0), (3, 2, 0, 5, 6))
     assert len(found.supports[4]) == 17 and not set(found.supports[4]) & {1, 7, 10, 13, 16, 19, 22}
+
+
+def test_the_optimiser_is_that_of_the_training():
+    adam = InnerConfig(optimiser="adam", step_size=0.01)
+    resolved = partial(protocols.resolve, inner=adam, num_views=25)
+    assert resolved(EvalConfig(run=Path("a")))[6:] == ("adam", 0.01)
+    assert resolved(EvalConfig(run=Path("a"), protocol="original"))[6:] == ("sgd", 0.5)
+    with refused("--optimiser sgd needs a --step-size"):
+        resolved(EvalConfig(run=Path("a"), optimiser="sgd"))
 
 
 @pytest.mark.parametrize(

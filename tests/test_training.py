@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxmeta.devices import replicated
 from jaxmeta.feeding import FILLER, pad_batches
-from jaxmeta.metalearning import adapt, initial_state
+from jaxmeta.metalearning import adapt, fomaml, initial_state, maml, reptile, with_step_sizes
 from jaxmeta.objectives import photometric_loss
 from jaxmeta.training import make_train_steps, scene_batches
 
@@ -28,6 +28,7 @@ PLANS = {
 COLLECTIVES = r"\b(all-(?:reduce|gather|to-all)|reduce-scatter|collective-[a-z]+|send|recv)(?:-start)?\("
 OUTER = optax.adam(1e-2)
 INNER = optax.sgd(0.1)
+START = np.array([1.0, -2.0, 0.5], np.float32)
 
 
 @given(**PLANS)
@@ -71,14 +72,15 @@ class Noisy:
     """Meta-training on quadratics, with numbers in place of scenes."""
 
     targets = jnp.linspace(-2.0, 3.0, 20)
-    start = np.array([1.0, -2.0, 0.5], np.float32)
 
-    def __init__(self, mesh, loss_fn=noisy_quadratic):
-        self.mesh = mesh
-        self.train_steps = make_train_steps(loss_fn, INNER, OUTER, mesh, seed=5, num_inner_steps=3)
+    def __init__(self, mesh, loss_fn=noisy_quadratic, algorithm=reptile, start=START):
+        self.mesh, self.start = mesh, start
+        self.train_steps = make_train_steps(
+            partial(algorithm, loss_fn, loss_fn, INNER), OUTER, mesh, seed=5, num_inner_steps=3
+        )
 
     def state(self):
-        return jax.device_put(initial_state(jnp.array(self.start), OUTER), replicated(self.mesh))
+        return jax.device_put(initial_state(jax.tree.map(jnp.array, self.start), OUTER), replicated(self.mesh))
 
     def run(self, batches, state=None, *, num_steps=4, targets=None):
         """The state and the metrics, on the host."""
@@ -111,8 +113,8 @@ def test_a_step_is_the_mean_reptile_step(mesh1):
     # along which the first step of Adam is the learning rate long.
     quiet = Noisy(mesh1, lambda params, target, key: jnp.sum(jnp.square(params - target)) / 2)
     state, metrics = quiet.run([[4, 9]], num_steps=1)
-    gradient = (1 - 0.9**3) * (Noisy.start - float(Noisy.targets[4] + Noisy.targets[9]) / 2)
-    np.testing.assert_allclose(state.params, Noisy.start - 1e-2 * np.sign(gradient), rtol=1e-4)
+    gradient = (1 - 0.9**3) * (START - float(Noisy.targets[4] + Noisy.targets[9]) / 2)
+    np.testing.assert_allclose(state.params, START - 1e-2 * np.sign(gradient), rtol=1e-4)
     np.testing.assert_allclose(metrics.gradient_norm, [np.linalg.norm(gradient)], rtol=1e-5)
     assert metrics.losses.shape == (1, 3) and metrics.diverged.shape == (1, 2)
 
@@ -125,7 +127,7 @@ def test_eight_devices_do_what_one_does(noisy1, noisy8, scenes_per_step):
     assert_trees_close(metrics8.losses, metrics1.losses)
     assert_trees_close(metrics8.gradient_norm, metrics1.gradient_norm)
     assert state8.step == 4
-    assert np.abs(state8.params - Noisy.start).max() > 1e-2
+    assert np.abs(state8.params - START).max() > 1e-2
 
 
 def test_stopped_and_resumed_is_the_same_run(noisy8):
@@ -136,6 +138,32 @@ def test_stopped_and_resumed_is_the_same_run(noisy8):
         resumed, second = noisy8.run(batches[cut:], state=part)
         assert_trees_equal(resumed, whole)
         np.testing.assert_array_equal(np.concatenate([first.losses[:cut], second.losses[: 4 - cut]]), metrics.losses)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "start"),
+    [(fomaml, START), (maml, START), (maml, with_step_sizes(jnp.array(START), num_steps=3))],
+    ids=["fomaml", "maml", "meta-sgd"],
+)
+def test_other_algorithms_resume_and_spread_alike(mesh1, mesh8, algorithm, start):
+    noisy = Noisy(mesh8, algorithm=algorithm, start=start)
+    batches = scene_batches(0, 0, 4, num_scenes=20, scenes_per_step=3)
+    whole, metrics = noisy.run(batches)
+    part, _ = noisy.run(batches[:3])
+    resumed, _ = noisy.run(batches[3:], state=part)
+    assert_trees_equal(resumed, whole)
+    alone, metrics1 = Noisy(mesh1, algorithm=algorithm, start=start).run(batches)
+    assert_trees_close(alone, whole)
+    assert_trees_close(metrics1.gradient_norm, metrics.gradient_norm)
+
+
+def test_the_query_has_draws_of_its_own(mesh1):
+    # FOMAML on a loss whose gradient is the key's draw: inner step and query would give the same one.
+    drawn = Noisy(mesh1, lambda params, target, key: jnp.sum(params) * jax.random.normal(key), algorithm=fomaml)
+    _, metrics = drawn.run([[4]], num_steps=1)
+    place_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 0)
+    inner = np.abs(jax.vmap(jax.random.normal)(jax.random.split(place_key, 3))) * np.sqrt(3)
+    assert np.abs(inner - metrics.gradient_norm[0]).min() > 1e-3
 
 
 def test_fillers_are_no_steps(noisy8):
@@ -196,7 +224,8 @@ def test_radiance_fields_on_eight_devices(mesh1, mesh8, balls, small_start, loss
     batches = scene_batches(0, 0, 2, num_scenes=len(balls.images), scenes_per_step=3)
     ends = []
     for mesh in (mesh1, mesh8):
-        train_steps = make_train_steps(loss_fn, INNER, OUTER, mesh, seed=0, num_inner_steps=2)
+        scene_gradient = partial(reptile, loss_fn, loss_fn, INNER)
+        train_steps = make_train_steps(scene_gradient, OUTER, mesh, seed=0, num_inner_steps=2)
         state = jax.device_put(initial_state(jax.tree.map(jnp.array, small_start), OUTER), replicated(mesh))
         inputs = state, jax.device_put(balls, replicated(mesh)), pad_batches(batches, mesh, num_steps=2)
         compiled = train_steps.lower(*inputs).compile()
@@ -212,5 +241,5 @@ def test_inner_draws_are_those_of_adapt(noisy1):
     # Replays one scene of one step: from the losses, as `adapt` gives them, with the keys of that step and place.
     _, metrics = noisy1.run([[4]], num_steps=1)
     place_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 0)
-    replay = adapt(noisy_quadratic, INNER, jnp.array(Noisy.start), Noisy.targets[4], jax.random.split(place_key, 3))
+    replay = adapt(noisy_quadratic, INNER, jnp.array(START), Noisy.targets[4], jax.random.split(place_key, 3))
     np.testing.assert_allclose(metrics.losses[0], replay.losses, rtol=1e-5)

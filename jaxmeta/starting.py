@@ -1,0 +1,60 @@
+"""Finds what a training starts from: random weights, or a network that was learned before."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxmeta import assembly, checkpoints, devices, initialisations
+from jaxmeta import config as configs
+from jaxmeta.config import TrainConfig
+from jaxmeta.errors import CheckpointError, InputError
+from jaxmeta.metalearning import Learned, MetaState, Params
+
+
+def first_state(settings: TrainConfig, init: Callable[[Array], Params]) -> MetaState:
+    """Returns the state before the first meta-step; of a run that has begun, where only its shape counts, any.
+
+    Args:
+      settings: of the run; `start_from` says where its network comes from.
+      init: draws the standard initialisation from a key.
+
+    Raises:
+      InputError: the network to start from cannot be read, or is another one than the run's.
+      CheckpointError: the run to start from has no usable checkpoint.
+    """
+    params = init(jax.random.key(settings.seed))
+    has_begun = any((settings.run / "checkpoints").glob("[0-9]*"))
+    if settings.start_from is not None and not has_begun:
+        params = _learned(settings.start_from, settings, params)
+    return assembly.first_state(settings, params)
+
+
+def _learned(source: Path, settings: TrainConfig, like: Params) -> Params:
+    """Returns the network of a run's newest sound checkpoint or of a file; learned step sizes stay behind."""
+    if source.is_dir():
+        theirs = configs.load(source / "config.json")
+        _check_same_network(source, theirs, settings)
+        start = assembly.first_state(theirs, like)
+        with checkpoints.open_checkpoints(source, read_only=True) as saved:
+            found = checkpoints.restore(saved, like=start, sharding=devices.replicated(devices.scene_mesh()))
+        if found is None:
+            raise CheckpointError(f"--start-from {source} holds no checkpoint yet")
+        learned = found.state.params
+    else:
+        content = initialisations.read(source)
+        _check_same_network(source, content.settings, settings)
+        learned = jax.tree.map(jnp.asarray, content.params)
+    return learned.params if isinstance(learned, Learned) else learned
+
+
+def _check_same_network(source: Path, theirs: TrainConfig, settings: TrainConfig) -> None:
+    different = [
+        line
+        for line in configs.differences(theirs, settings)
+        if line.startswith("field.") and not line.startswith("field.compute_dtype")
+    ]
+    if different:
+        raise InputError(f"--start-from {source} holds another network than this run's ({'; '.join(different)})")
