@@ -26,6 +26,7 @@ _ALGORITHMS = {
     "maml": metalearning.maml,
     "meta-sgd": metalearning.maml,  # of a state that holds step sizes
 }
+_SECOND_ORDER = ("maml", "meta-sgd")
 
 
 class Signal(NamedTuple):
@@ -70,7 +71,7 @@ def scene_signal(config: TrainConfig, *, height: int, width: int, num_rays: int)
         density_activation=config.field.density_activation,
         compute_dtype=resolve_dtype(config.field.compute_dtype),
     )
-    apply = field_apply(field, config.field.implementation)
+    apply = field_apply(field, config.field.implementation, twice=config.outer.algorithm in _SECOND_ORDER)
 
     def render_pose(
         params: Params, pose: Float[Array, "4 4"], focal: Float[Array, ""], rays_per_chunk: int = 4096
@@ -102,13 +103,18 @@ def scene_signal(config: TrainConfig, *, height: int, width: int, num_rays: int)
     )
 
 
-def field_apply(field: RadianceField, implementation: str) -> Callable[..., Any]:
+def field_apply(field: RadianceField, implementation: str, *, twice: bool = False) -> Callable[..., Any]:
     """Returns `(params, points) -> (density, rgb)`, computed in the configured way.
+
+    Args:
+      field: what is computed.
+      implementation: "auto", "xla" or "fused".
+      twice: it will be differentiated twice, which the fused kernels cannot be.
 
     Raises:
       InputError: the fused kernels are asked for and cannot run here; says why.
     """
-    obstacle = fused.obstacle(field)
+    obstacle = "the algorithm needs second derivatives" if twice else fused.obstacle(field)
     if implementation == "fused" and obstacle:
         raise InputError(f"--field.implementation fused cannot run here: {obstacle}; drop it or give xla")
     if implementation == "auto" and obstacle == fused.UNKNOWN_VERSION:

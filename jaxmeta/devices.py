@@ -49,7 +49,7 @@ def keep_compiled() -> None:
     The folder is the user's alone, since who writes there decides what we run. JAX_COMPILATION_CACHE_DIR, if set, is
     used as it is.
     """
-    if jax.default_backend() == "cpu" or jax.config.jax_compilation_cache_dir:
+    if jax.default_backend() == "cpu" or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmeta" / "programs"
     try:

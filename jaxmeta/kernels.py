@@ -189,13 +189,13 @@ def _body(
 
     def finish(values: Any) -> Any:
         if layer.bias:
-            one_row = plgpu.load(bias, layout=plgpu.Layout.WGMMA.reduce(0))
+            one_row = _load(bias, plgpu.Layout.WGMMA.reduce(0))
             values = values + lax.broadcast_in_dim(one_row, values.shape, (1,))
         if layer.relu:
             values = jnp.maximum(values, 0.0)
         if layer.mask:
             plgpu.barrier_wait(mask_here.at[group])
-            active = plgpu.load(tile_out, layout=plgpu.Layout.WGMMA).astype(jnp.float32) > 0.0
+            active = _load(tile_out, plgpu.Layout.WGMMA).astype(jnp.float32) > 0.0
             values = jnp.where(active, values, 0.0)
         return values
 
@@ -204,7 +204,8 @@ def _body(
         def _(index: Any) -> None:
             plgpu.barrier_wait(inputs_here.at[group])
             values = pl.run_scoped(
-                functools.partial(_product, tile_in, weights), plgpu.ACC((TILE_ROWS, TILE_COLUMNS), jnp.float32)
+                functools.partial(_product, tile_in, weights),
+                plgpu.WGMMAAccumulatorRef((TILE_ROWS, TILE_COLUMNS), jnp.float32),
             )
             pl.when(index + 1 < num_tiles)(lambda: fetch_inputs(index + 1))
             values = finish(values)
@@ -223,7 +224,7 @@ def _body(
         return total[...] if layer.column_sums else None
 
     if layer.column_sums:
-        total = pl.run_scoped(all_tiles, plgpu.ACC((TILE_ROWS, TILE_COLUMNS), jnp.float32))
+        total = pl.run_scoped(all_tiles, plgpu.WGMMAAccumulatorRef((TILE_ROWS, TILE_COLUMNS), jnp.float32))
         sums[0][scene, block, group, :, columns] = total
     else:
         all_tiles()
@@ -234,3 +235,7 @@ def _product(left: Any, right: Any, accumulator: Any) -> Any:
     plgpu.wgmma(accumulator, left, right)
     plgpu.wgmma_wait(0)
     return accumulator[...]
+
+
+def _load(ref: Any, layout: Any) -> Any:
+    return plgpu.load(ref, layout=layout)  # pyright: ignore[reportCallIssue]  # jax 0.10 wants an index too
