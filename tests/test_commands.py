@@ -58,7 +58,7 @@ def test_a_run_that_is_done_stays_as_it_is(commands, run):
 
 def test_evaluation_writes_table_records_and_figures(commands, run):
     before = sorted(path for path in run.rglob("*") if "eval" not in path.parts)
-    done = commands.evaluate(run, "--stages", 0, 1, 3)
+    done = commands.evaluate(run, "--stages", 0, 1, 3, "--figure-scenes", 1)
     ended(done, 0)
     assert "learned, PSNR dB" in done.stdout
     results = json.loads((run / "eval" / "results.json").read_text())
