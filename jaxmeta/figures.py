@@ -110,7 +110,8 @@ def image_grid(
         # Line by line from below, so that all last lines stand on one level.
         for above, line in enumerate(reversed(title.split("\n"))):
             top = layout.tops[0] - 0.07 - LINE * above
-            _text(figure, layout, left + layout.cell[0] / 2, top, line, ha="center", va="baseline", fontsize=8)
+            style = {"fontsize": 8, "color": COLOURS.get(line, "black")}
+            _text(figure, layout, left + layout.cell[0] / 2, top, line, ha="center", va="baseline", **style)
     _draw_groups(figure, layout, groups)
     _draw_colour_bars(figure, layout, scales)
     save(figure, path)
