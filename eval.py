@@ -3,7 +3,7 @@
     python eval.py runs/cars
     python eval.py runs/cars --protocol nerf-meta --baselines standard mean matched shuffled single-view joint
 
-Writes results.json, results.csv and figures into the folder `eval` of the run.
+Writes results.json, results.csv, pictures and report.html, which holds them, into the folder `eval` of the run.
 """
 
 import dataclasses
@@ -18,15 +18,27 @@ import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxmeta import baselines, checkpoints, config, devices, protocols, results, runfiles, tables, tasks
+from jaxmeta import (
+    baselines,
+    checkpoints,
+    config,
+    devices,
+    pictures,
+    protocols,
+    results,
+    runfiles,
+    tables,
+    tasks,
+    turntable,
+)
 from jaxmeta.assembly import first_initialisation, first_state, scene_signal
 from jaxmeta.comparison import Starts, Subject, compare, num_fits
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import count_views
 from jaxmeta.errors import CheckpointError, JaxmetaError, run_command
-from jaxmeta.gallery import write_figures
 from jaxmeta.metalearning import Initialisation, Learned
 from jaxmeta.protocols import EvalConfig
+from jaxmeta.report import write_report
 from jaxmeta.results import Outcome
 from train import load_scenes, meta_learn
 
@@ -67,21 +79,18 @@ def main() -> None:
         "devices": devices.describe(),
         "seconds": seconds,
     }
-    write_results(wanted, about, split.ids, plan.stages, outcomes)
-    if wanted.figure_scenes:
-        write_figures(
-            out,
-            signal.predict,
-            signal.target,
-            shown.support,
-            shown.query,
-            shown.fits,
-            ids=split.ids,
-            query_titles=[f"novel view {number}" for number in plan.query] or ["novel view"],
-            stages=plan.stages,
-            num_scenes=wanted.figure_scenes,
-        )
-    print(f"results are in {out}")
+    content = write_results(wanted, about, split.ids, plan.stages, outcomes)
+    exhibition = pictures.exhibition(split.ids, plan.stages, shown, signal)
+    span = (settings.sampling.near, settings.sampling.far)
+    made = pictures.write_pictures(out, signal, exhibition, span=span, num_scenes=wanted.figure_scenes)
+    film_height, film_width = turntable.film_size(height, width)
+    film = scene_signal(settings, height=film_height, width=film_width, num_rays=plan.num_rays).render_pose
+    if made and film:
+        seed, optimiser = wanted.seeds[0], protocols.inner_optimiser(plan)
+        made.insert(0, pictures.write_film(out, signal, film, exhibition, starts[seed], optimiser, seed=seed))
+    curves = pictures.write_curves(out, content["summary"])
+    write_report(out / "report.html", content, num_scenes=len(split.ids), curves=curves, pictures=made)
+    print(f"results are in {out}; open {out / 'report.html'}")
     report_failures(outcomes, strict=wanted.strict)
 
 
@@ -148,14 +157,15 @@ def train_baseline(settings: TrainConfig, name: str, mesh: Mesh) -> Initialisati
 
 def write_results(
     wanted: EvalConfig, about: dict[str, Any], ids: tuple[str, ...], stages: tuple[int, ...], outcomes: list[Outcome]
-) -> None:
-    """Writes results.json and results.csv, and prints the tables."""
+) -> dict[str, Any]:
+    """Writes results.json and results.csv, prints the tables, and returns what results.json holds."""
     rows = results.records(outcomes, stages, ids)
     summary, paired = results.summary(outcomes, stages), results.differences(outcomes, stages)
     adaptation = results.adaptation(outcomes, stages)
     parts = {"summary": summary, "differences": paired, "adaptation": adaptation, "views": rows}
     out = wanted.out or wanted.run / "eval"
-    runfiles.write_atomically(out / "results.json", runfiles.to_json({"schema": results.SCHEMA} | about | parts))
+    content = {"schema": results.SCHEMA} | about | parts
+    runfiles.write_atomically(out / "results.json", runfiles.to_json(content))
     runfiles.write_atomically(out / "results.csv", results.to_csv(rows))
     print(tables.heading(about, len(ids), outcomes))
     counts = list(dict.fromkeys(row["support_views"] for row in summary))
@@ -164,6 +174,7 @@ def write_results(
     if len(counts) > 1:
         print(tables.of_view_counts(summary))
     print(tables.of_speed(adaptation, about["seconds"]))
+    return content
 
 
 def report_failures(outcomes: list[Outcome], *, strict: bool) -> None:

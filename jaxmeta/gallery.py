@@ -1,113 +1,151 @@
 """Composes the figures of an evaluation: what was given, what was wanted, what each initialisation made of it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
 
-from jaxmeta import figures
-from jaxmeta.evaluation import Fit, Target, within_memory
+from jaxmeta.evaluation import Fit, Predict, Target
+from jaxmeta.figures import Cell, Picture, image_grid
 
-Show = Callable[[str, int, Any, int, int], np.ndarray]
-"""`(initialisation, stage, items, scene, index) -> image` of one of a scene's items."""
+PAIR = ("standard", "learned")
+"""What is always compared."""
+MOST_STAGES, MOST_VIEWS = 4, 6
+"""So many columns are legible in print."""
 
 
-def write_figures(
-    out: Path,
-    predict: Callable[..., Float[Array, "height width channels"]],
-    target: Target,
-    support: Any,
-    query: Any,
-    fits: Mapping[str, Fit],
-    *,
-    ids: Sequence[str],
-    query_titles: Sequence[str],
-    stages: Sequence[int],
-    num_scenes: int,
-) -> None:
-    """Writes comparison.png, novel_views.png and psnr.png.
+class Exhibition(NamedTuple):
+    """What the figures choose from: scenes, and what each initialisation made of them.
 
-    Args:
-      out: the folder.
-      predict: `(params, item, *, rays_per_chunk) -> image` that an adapted field shows.
-      target: what it should show.
-      support: the support of all scenes as items, as those of the query.
-      query: items of all scenes, along the second axis.
-      fits: of all scenes, by initialisation; one is called "learned".
-      ids: of the scenes.
-      query_titles: of the query's items.
-      stages: the numbers of steps after which the fits were scored.
-      num_scenes: how many scenes to show.
+    Items are what the fields are scored on, views in the case of scenes; their leading axes are `scenes items`.
     """
-    shown, titles = range(min(num_scenes, len(ids))), [str(scene_id) for scene_id in ids]
-    draw = within_memory(lambda rays_per_chunk: jax.jit(partial(predict, rays_per_chunk=rays_per_chunk)))
 
-    def show(name: str, stage: int, items: Any, scene: int, index: int) -> np.ndarray:
-        params = jax.tree.map(lambda leaf: leaf[scene, stage], fits[name].params)
-        return np.asarray(draw(params, _item(items, scene, index)))
+    ids: Sequence[str]
+    support: Any
+    """What the fields were adapted to, as items."""
+    query: Any
+    """Held-out items."""
+    fits: Mapping[str, Fit]
+    """Of all scenes, by initialisation; one is called "learned"."""
+    stages: Sequence[int]
+    """The numbers of steps after which the fits were scored."""
+    predict: Predict
+    target: Target
 
-    def wanted(items: Any, scene: int, index: int) -> np.ndarray:
-        return np.asarray(target(_item(items, scene, index)))
+    def field(self, name: str, scene: int, stage: int = -1) -> Any:
+        """Returns an adapted field."""
+        return jax.tree.map(lambda leaf: leaf[scene, stage], self.fits[name].params)
 
-    _comparison(out / "comparison.png", show, wanted, support, query, list(fits), shown, titles, stages)
-    _novel_views(out / "novel_views.png", show, wanted, support, query, shown, titles, query_titles, stages)
-    psnr = {name: fit.scores.psnr.mean(axis=-1) for name, fit in fits.items()}
-    figures.curves(out / "psnr.png", stages, psnr, label="PSNR of query views (dB)")
+    def seen(self, name: str, scene: int, index: int, stage: int = -1) -> Cell:
+        """Returns what an adapted field shows of a query item, with its PSNR."""
+        image = self.predict(self.field(name, scene, stage), item(self.query, scene, index))
+        return Cell(np.asarray(image), f"{self.fits[name].scores.psnr[scene, stage, index]:.1f} dB")
 
+    def wanted(self, items: Any, scene: int, index: int) -> Cell:
+        """Returns what an item should look like."""
+        return Cell(np.asarray(self.target(item(items, scene, index))))
 
-def _comparison(
-    path: Path,
-    show: Show,
-    wanted: Callable[[Any, int, int], np.ndarray],
-    support: Any,
-    query: Any,
-    names: Sequence[str],
-    shown: Sequence[int],
-    titles: Sequence[str],
-    stages: Sequence[int],
-) -> None:
-    """Writes a row per scene: the support view, a query view, and that view after each stage of each fit."""
-    middle = jax.tree.leaves(query)[0].shape[1] // 2
-    columns = [(name, stage) for name in names for stage in range(len(stages))]
-    rows = [
-        [wanted(support, scene, 0), wanted(query, scene, middle)]
-        + [show(name, stage, query, scene, middle) for name, stage in columns]
-        for scene in shown
-    ]
-    column_titles = ["support view", "target"] + [f"{name}\n{_steps(stages[stage])}" for name, stage in columns]
-    figures.image_grid(path, rows, column_titles=column_titles, row_titles=[titles[scene] for scene in shown])
+    def psnr(self, name: str) -> np.ndarray:
+        """Returns each scene's PSNR after the last step, in dB: the mean over its query items."""
+        return self.fits[name].scores.psnr[:, -1].mean(axis=-1)
 
 
-def _novel_views(
-    path: Path,
-    show: Show,
-    wanted: Callable[[Any, int, int], np.ndarray],
-    support: Any,
-    query: Any,
-    shown: Sequence[int],
-    titles: Sequence[str],
-    query_titles: Sequence[str],
-    stages: Sequence[int],
-) -> None:
-    """Writes two rows per scene: its input and novel views, and the same from the learned initialisation at the end."""
-    last = len(stages) - 1
-    places = [(support, 0)] + [(query, index) for index in range(len(query_titles))]
-    rows = []
-    for scene in shown:
-        rows.append([wanted(views, scene, index) for views, index in places])
-        rows.append([show("learned", last, views, scene, index) for views, index in places])
-    row_titles = [title for scene in shown for title in (titles[scene], f"learned, {_steps(stages[last])}")]
-    column_titles = ["input view", *query_titles]
-    figures.image_grid(path, rows, column_titles=column_titles, row_titles=row_titles)
-
-
-def _item(items: Any, scene: int, index: int) -> Any:
+def item(items: Any, scene: int, index: int) -> Any:
+    """Returns one of a scene's items."""
     return jax.tree.map(lambda leaf: leaf[scene, index], items)
 
 
-def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
+def num_items(items: Any) -> int:
+    """Returns how many items each scene has."""
+    return jax.tree.leaves(items)[0].shape[1]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Returns the first, the last and evenly spread ones between them of so many indices."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()})
+
+
+def comparison(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
+    """Draws a row per scene: the support, a query item, and that item after some steps of each initialisation."""
+    middle, stages = num_items(shown.query) // 2, spread(len(shown.stages), MOST_STAGES)
+    names = [name for name in PAIR if name in shown.fits]
+    rows = [
+        [shown.wanted(shown.support, scene, 0), shown.wanted(shown.query, scene, middle)]
+        + [shown.seen(name, scene, middle, stage) for name in names for stage in stages]
+        for scene in scenes
+    ]
+    image_grid(
+        path,
+        rows,
+        column_titles=[support_title(shown), "target"]
+        + [steps(shown.stages[stage]) for _ in names for stage in stages],
+        row_titles=[shown.ids[scene] for scene in scenes],
+        groups={"": 2} | {name: len(stages) for name in names},
+    )
+    return Picture(
+        path,
+        "The same scenes from two starting points",
+        "Each row is a scene that was not in the training. The network is given the support alone, and is asked for "
+        "the target, which it has not seen. Compare the columns with equal numbers of steps; below each picture is "
+        "its PSNR.",
+    )
+
+
+def novel_views(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
+    """Draws two rows per scene: its support and query items, and the same from the learned initialisation."""
+    indices = spread(num_items(shown.query), MOST_VIEWS)
+    rows = []
+    for scene in scenes:
+        fitted = shown.predict(shown.field("learned", scene), item(shown.support, scene, 0))
+        rows.append([shown.wanted(shown.support, scene, 0)] + [shown.wanted(shown.query, scene, i) for i in indices])
+        rows.append([Cell(np.asarray(fitted))] + [shown.seen("learned", scene, index) for index in indices])
+    last = steps(shown.stages[-1])
+    image_grid(
+        path,
+        rows,
+        column_titles=["given", *(str(number) for number in range(1, len(indices) + 1))],
+        row_titles=[title for scene in scenes for title in (shown.ids[scene], f"learned,\n{last}")],
+        groups={"support": 1, "query views": len(indices)},
+    )
+    return Picture(
+        path,
+        "All around the scene",
+        "Two rows per scene: the true views, and below them what the learned initialisation makes of the support "
+        f"view after {last}. Look at the sides that the support view does not show: they come from what was learned "
+        "about the class.",
+    )
+
+
+def baselines(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
+    """Draws a row per scene: a query item, and what every initialisation makes of it at the end."""
+    middle, names = num_items(shown.query) // 2, list(shown.fits)
+    rows = [
+        [shown.wanted(shown.support, scene, 0), shown.wanted(shown.query, scene, middle)]
+        + [shown.seen(name, scene, middle) for name in names]
+        for scene in scenes
+    ]
+    image_grid(
+        path,
+        rows,
+        column_titles=[support_title(shown), "target", *(name.replace(" ", "\n", 1) for name in names)],
+        row_titles=[shown.ids[scene] for scene in scenes],
+        groups={"": 2, f"after {steps(shown.stages[-1])}": len(names)},
+    )
+    return Picture(
+        path,
+        "Every initialisation",
+        "The same target from every starting point, after the same steps with the same draws.",
+    )
+
+
+def steps(count: int) -> str:
+    """Returns a number of steps in words."""
+    return "1 step" if count == 1 else f"{count:,} steps"
+
+
+def support_title(shown: Exhibition) -> str:
+    """Returns the title of the column that shows the support."""
+    count = num_items(shown.support)
+    return "support view" if count == 1 else f"support view\n(1 of {count})"

@@ -109,7 +109,8 @@ class Commands:
         return self.run(words, fault=fault, num_devices=num_devices, env=env or {}, cwd=cwd)
 
     def evaluate(self, run: Path, *more: object, fault: str = "") -> subprocess.CompletedProcess[str]:
-        words = [run, "--stages", 0, 1, "--query", 1, 2, "--data-root", self.data, *more]
+        figures = [] if "--figure-scenes" in more else ["--figure-scenes", 0]
+        words = [run, "--stages", 0, 1, "--query", 1, 2, "--data-root", self.data, *figures, *more]
         return self.run([str(PROJECT / "eval.py"), *map(str, words)], fault=fault)
 
 

@@ -58,7 +58,7 @@ def test_a_run_that_is_done_stays_as_it_is(commands, run):
 
 def test_evaluation_writes_table_records_and_figures(commands, run):
     before = sorted(path for path in run.rglob("*") if "eval" not in path.parts)
-    done = commands.evaluate(run, "--stages", 0, 1, 3)
+    done = commands.evaluate(run, "--stages", 0, 1, 3, "--figure-scenes", 1)
     ended(done, 0)
     assert "learned, PSNR dB" in done.stdout
     results = json.loads((run / "eval" / "results.json").read_text())
@@ -69,9 +69,11 @@ def test_evaluation_writes_table_records_and_figures(commands, run):
     learned = [float(row["psnr"]) for row in rows if row["initialisation"] == "learned" and row["steps"] == "3"]
     shown = next(row for row in results["summary"] if row["initialisation"] == "learned" and row["steps"] == 3)
     assert shown["psnr_mean"] == pytest.approx(np.mean(learned))
-    for name in ("comparison", "novel_views", "psnr"):
+    for name in ("comparison", "novel_views", "extremes", "geometry", "psnr"):
         picture = iio.imread(run / "eval" / f"{name}.png", plugin="pillow")
         assert picture.std() > 10
+    assert iio.improps(run / "eval" / "turntable.gif", plugin="pillow").n_images == 30
+    assert (run / "eval" / "report.html").read_text().count("<img") == 6
     assert sorted(path for path in run.rglob("*") if "eval" not in path.parts) == before
 
 

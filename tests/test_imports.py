@@ -30,7 +30,7 @@ ONE_PLACE = {
     "orbax": {"checkpoints"},
     "tyro": {"protocols"} | COMMANDS,
     "dm_pix": {"evaluation"},
-    "matplotlib": {"figures"},
+    "matplotlib": {"figures", "curves"},
 }
 """In which of the package's modules a library may be imported."""
 

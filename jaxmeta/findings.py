@@ -1,0 +1,142 @@
+"""Puts what an evaluation found into sentences and tables; its rows are those of results.json."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxmeta.gallery import steps
+
+BASELINES = {
+    "standard": "random, as the network is made",
+    "mean": "the mean of the parameters of networks that were fitted to training scenes",
+    "matched": "trained to show, before any step, what the learned initialisation shows",
+    "shuffled": "the learned parameters, in random order within each layer",
+    "single-view": "meta-learned from one view of each training scene",
+    "joint": "one network trained on all training scenes at once: meta-learned with a single inner step",
+    "learned": "meta-learned, so that a few steps fit a scene",
+}
+"""What the initialisations are, in words."""
+METRICS = {"psnr": ("PSNR of the query, dB", ".2f"), "ssim": ("SSIM of the query", ".3f")}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Table(NamedTuple):
+    """Numbers as text; the second line of a cell is set small."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+
+
+def lead(content: Mapping[str, Any], num_scenes: int) -> str:
+    """Returns what was found, in a sentence: the PSNR after the last step, and what that is more than the standard."""
+    rows = _of_first_count(content["summary"])
+    count, last = rows[0]["support_views"], rows[-1]["steps"]
+    reached = {row["initialisation"]: row["psnr_mean"] for row in rows if row["steps"] == last}
+    scenes = "a scene" if num_scenes == 1 else f"{num_scenes} scenes"
+    found = (
+        f"Fitted with {steps(last)} to {count} view{'s' * (count > 1)} of {scenes} not seen before, the learned "
+        f"initialisation reaches {_number(reached['learned'], '.1f')} dB on other views"
+    )
+    more = [
+        row
+        for row in _of_first_count(content["differences"])
+        if row["subtrahend"] == "standard" and row["steps"] == last
+    ]
+    if not more:
+        return f"{found}."
+    found += f", the standard one {_number(reached['standard'], '.1f')} dB: a difference of "
+    found += f"{_number(more[0]['psnr_mean'], '+.1f')} dB"
+    if math.isfinite(more[0]["psnr_low"]):
+        found += f" (95 % interval {_span(more[0], 'psnr', '+.1f')}, paired over scenes)"
+    return f"{found}."
+
+
+def tables(content: Mapping[str, Any]) -> list[Table]:
+    """Returns the scores with the paired differences, the numbers of views and the speed, as far as they are there."""
+    summary, paired = _of_first_count(content["summary"]), _of_first_count(content["differences"])
+    made = [
+        _by_steps(title, summary, paired, metric, form)
+        for metric, (title, form) in METRICS.items()
+        if any(math.isfinite(row[f"{metric}_mean"]) for row in summary)
+    ]
+    if len({row["support_views"] for row in content["summary"]}) > 1:
+        made.append(_by_views(content["summary"]))
+    return [*made, _speed(content["adaptation"])]
+
+
+def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
+    """Returns the protocol and where the numbers come from, in words."""
+    plan, training, wanted = content["protocol"], content["training"], content["evaluation"]
+    drawn = f"{plan['draws']} random pairs of a support and a query view for each scene"
+    supports = "; ".join(_listed(views) for views in plan["supports"])
+    return {
+        "protocol": str(plan["protocol"]),
+        "scenes": f"{num_scenes} of the split {wanted['split']}, class {training['data']['class_name']}",
+        **({"views": drawn} if plan["draws"] else {"support views": supports, "query views": _listed(plan["query"])}),
+        "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {plan['num_rays']} rays a step, "
+        f"scored after {_listed(plan['stages'])} steps",
+        "seeds": _listed(wanted["seeds"]),
+        "meta-learning": f"{training['step']:,} meta-steps of {training['outer']['num_scenes']} scenes, "
+        f"{training['inner']['num_steps']} inner steps; run {training['run']}",
+        "made with": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
+        "on": str(content["devices"]),
+    }
+
+
+def _of_first_count(rows: Rows) -> Rows:
+    return [row for row in rows if row["support_views"] == rows[0]["support_views"]]
+
+
+def _by_steps(title: str, summary: Rows, paired: Rows, metric: str, form: str) -> Table:
+    cells: dict[str, list[str]] = {}
+    for row in summary:
+        cells.setdefault(row["initialisation"], []).append(_cell(row, metric, form))
+    for row in paired:
+        cells.setdefault(f"{row['minuend']} − {row['subtrahend']}", []).append(_cell(row, metric, f"+{form}"))
+    caption = "Mean ± standard deviation over scenes; below it the 95 % interval of the mean."
+    if paired:
+        caption += " Differences are paired: of the same scenes with the same draws."
+    header = ["", *map(steps, dict.fromkeys(row["steps"] for row in summary))]
+    return Table(title, header, [[name, *of_name] for name, of_name in cells.items()], caption)
+
+
+def _by_views(rows: Rows) -> Table:
+    last = max(row["steps"] for row in rows)
+    rows = [row for row in rows if row["steps"] == last]
+    names = dict.fromkeys(row["initialisation"] for row in rows)
+    counts = dict.fromkeys(row["support_views"] for row in rows)
+    body = [[of, *(_cell(row, "psnr", ".2f") for row in rows if row["initialisation"] == of)] for of in names]
+    header = ["", *(f"{count} view{'s' * (count > 1)}" for count in counts)]
+    caption = f"After {steps(last)}, as above, with more support views."
+    return Table("PSNR over the number of support views, dB", header, body, caption)
+
+
+def _speed(rows: Rows) -> Table:
+    body = [
+        [row["initialisation"], str(row["support_views"]), _number(row["seconds_per_adaptation"], ".3f"),
+         _number(row["steps_until_near"], "g")]
+        for row in rows
+    ]  # fmt: skip
+    header = ["", "support views", "seconds an adaptation", "steps until within 0.5 dB of the end"]
+    caption = "Seconds are one scene's share of its batch, for all steps; steps are the median over scenes."
+    return Table("Speed", header, body, caption)
+
+
+def _cell(row: Mapping[str, Any], metric: str, form: str) -> str:
+    mean, std = _number(row[f"{metric}_mean"], form), _number(row[f"{metric}_std"], form.removeprefix("+"))
+    return f"{mean} ± {std}\n{_span(row, metric, form)}"
+
+
+def _span(row: Mapping[str, Any], metric: str, form: str) -> str:
+    return f"{_number(row[f'{metric}_low'], form)} to {_number(row[f'{metric}_high'], form)}"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form).replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "–"
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,174 @@
+"""Makes all pictures of an evaluation, in the order in which a reader wants them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxmeta import closeups, gallery, turntable
+from jaxmeta.assembly import Signal
+from jaxmeta.comparison import Shown
+from jaxmeta.curves import Band, draw_curves
+from jaxmeta.evaluation import within_memory
+from jaxmeta.figures import Picture
+from jaxmeta.gallery import Exhibition
+from jaxmeta.metalearning import Params
+from jaxmeta.rendering import Rendering
+
+MOST_SCENES = 3
+"""So many scenes are looked at closely."""
+
+
+def write_pictures(
+    out: Path, signal: Signal, shown: Exhibition, *, span: tuple[float, float], num_scenes: int
+) -> list[Picture]:
+    """Writes the pictures that can be made of what there is, and returns them.
+
+    Args:
+      out: the folder.
+      signal: what is shown.
+      shown: what there is.
+      span: the least and the largest distance, in scene units.
+      num_scenes: how many scenes a figure shows; 0 for no pictures.
+    """
+    scenes = gallery.spread(len(shown.ids), num_scenes)
+    if not scenes:
+        return []
+    few = scenes[:MOST_SCENES]
+    made = [gallery.comparison(out / "comparison.png", shown, scenes)]
+    if set(shown.fits) - set(gallery.PAIR):
+        made.append(gallery.baselines(out / "baselines.png", shown, few))
+    made.append(gallery.novel_views(out / "novel_views.png", shown, few))
+    made.append(closeups.extremes(out / "extremes.png", shown))
+    if signal.render_pose:
+        render = closeup_function(signal.render_pose)
+        made.append(closeups.geometry(out / "geometry.png", shown, few, render, near=span[0], far=span[1]))
+    if len(shown.ids) > 1:
+        made.append(closeups.interpolation(out / "interpolation.png", shown, scenes if len(scenes) > 1 else [0, 1]))
+    return made
+
+
+def write_film(
+    out: Path,
+    signal: Signal,
+    film_pose: Callable[..., Rendering],
+    shown: Exhibition,
+    initialisations: Mapping[str, Params],
+    inner_optimiser: optax.GradientTransformation,
+    *,
+    seed: int,
+) -> Picture:
+    """Writes turntable.gif, and turntable.mp4 with the extra `video`, of a typical scene.
+
+    Args:
+      out: the folder.
+      signal: what is shown.
+      film_pose: as `signal.render_pose`, of the size of a film's frames.
+      shown: what there is.
+      initialisations: that were adapted, by name.
+      inner_optimiser: of the adaptation.
+      seed: of the draws.
+    """
+    height, width = shown.support.image.shape[-3:-1]
+    return turntable.write_turntable(
+        out / "turntable.gif",
+        shown,
+        typical_scene(shown),
+        partial(film_function, signal, film_pose, inner_optimiser),
+        initialisations,
+        seed=seed,
+        scale=turntable.film_size(height, width)[0] / height,
+    )
+
+
+def exhibition(ids: Sequence[str], stages: Sequence[int], shown: Shown, signal: Signal) -> Exhibition:
+    """Returns what the pictures choose from, with compiled functions."""
+    predict = within_memory(lambda rays: jax.jit(partial(signal.predict, rays_per_chunk=rays)))
+    return Exhibition(ids, shown.support, shown.query, shown.fits, stages, predict, signal.target)
+
+
+def closeup_function(render_pose: Callable[..., Rendering]) -> Callable[[Params, Any], Rendering]:
+    """Returns what renders colour, distance and opacity of a view, compiled."""
+    return within_memory(
+        lambda rays: jax.jit(lambda params, view: render_pose(params, view.pose, view.focal, rays_per_chunk=rays))
+    )
+
+
+def film_function(
+    signal: Signal,
+    film_pose: Callable[..., Rendering],
+    inner_optimiser: optax.GradientTransformation,
+    told: Sequence[int],
+) -> turntable.FilmScene:
+    """Returns what films the adaptation of a scene, compiled."""
+
+    def make(rays: int) -> turntable.FilmScene:
+        def render(params: Params, pose: Any, focal: Any) -> Any:
+            return film_pose(params, pose, focal, rays_per_chunk=rays).rgb
+
+        predict = partial(signal.predict, rays_per_chunk=rays)
+        return turntable.make_film(signal.loss, inner_optimiser, render, predict, signal.target, told)
+
+    return within_memory(make)
+
+
+def write_curves(out: Path, summary: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """Draws the PSNR over inner steps and, where there are several, over numbers of support views.
+
+    Args:
+      out: the folder; psnr.png and support_views.png are written.
+      summary: from `results.summary`.
+    """
+    counts, last = sorted({row["support_views"] for row in summary}), max(row["steps"] for row in summary)
+    path = out / "psnr.png"
+    _draw(path, [row for row in summary if row["support_views"] == counts[0]], "steps", "inner steps")
+    made = [
+        Picture(
+            path,
+            "How fast a scene is fitted",
+            f"PSNR over the number of gradient steps with {_views(counts[0])}: the mean over scenes and its 95 % "
+            "interval. What a curve has at 0 steps is known before the scene was seen. Where a curve falls again, "
+            "the field fits the support at the cost of the rest.",
+        )
+    ]
+    if len(counts) > 1:
+        path = out / "support_views.png"
+        _draw(path, [row for row in summary if row["steps"] == last], "support_views", "support views")
+        made.append(
+            Picture(
+                path,
+                "What a learned start is worth in views",
+                f"PSNR after {gallery.steps(last)} over the number of support views: the mean over scenes and its 95 "
+                "% interval. Read it sideways: how many views does the standard initialisation need for what the "
+                "learned one makes of a few?",
+            )
+        )
+    return made
+
+
+def _draw(path: Path, rows: Sequence[Mapping[str, Any]], place: str, across: str) -> None:
+    by_name = {name: [row for row in rows if row["initialisation"] == name] for name in _names(rows)}
+    bands = {
+        name: Band(*(np.array([row[f"psnr_{of}"] for row in of_name]) for of in ("mean", "low", "high")))
+        for name, of_name in by_name.items()
+    }
+    places = list(dict.fromkeys(row[place] for row in rows))
+    draw_curves(path, places, bands, across=across, up="PSNR of the query (dB)")
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["initialisation"] for row in rows))
+
+
+def _views(count: int) -> str:
+    return "1 support view" if count == 1 else f"{count} support views"
+
+
+def typical_scene(shown: Exhibition) -> int:
+    """Returns the scene whose fit from the learned initialisation is the median one: neither picked nor lucky."""
+    order = np.argsort(shown.psnr("learned"), kind="stable")
+    return int(order[len(order) // 2])
