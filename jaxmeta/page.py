@@ -6,42 +6,20 @@ Its callbacks run in viser's threads and only post to an inbox.
 import contextlib
 import io
 import socket
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import viser
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from jaxmeta import viewing
 from jaxmeta.errors import InputError
-from jaxmeta.viewing import Camera, Inbox, Session
+from jaxmeta.live import Page
+from jaxmeta.viewing import Camera, Inbox, Session, Start
 
 _COLOURS = {"learned": "#1f77b4", "standard": "#ff7f0e"}
-
-
-class Start(NamedTuple):
-    """Where a browser's camera begins, and how far it may go from the origin."""
-
-    pose: Float[np.ndarray, "4 4"]
-    """With OpenGL axes."""
-    fov: float
-    """From the upper to the lower edge, in radians."""
-    nearest: float
-    farthest: float
-
-
-class Page(NamedTuple):
-    """What is shown."""
-
-    show_picture: Callable[[Hashable, UInt8[np.ndarray, "height width 3"]], None]
-    """To one browser, over its whole window."""
-    show_session: Callable[[Session], None]
-    """Its steps and scores."""
-    show_support: Callable[[UInt8[np.ndarray, "views height width 3"]], None]
-    """What the fits see."""
 
 
 def check_port(host: str, port: int) -> None:
@@ -112,7 +90,7 @@ def _follow_cameras(server: viser.ViserServer, inbox: Inbox, start: Start) -> No
 
 def _controls(server: viser.ViserServer, inbox: Inbox, ids: Sequence[str], num_views: int) -> Page:
     gui = server.gui
-    gui.configure_theme(show_logo=False, show_share_button=False)
+    gui.configure_theme(control_layout="fixed", show_logo=False, show_share_button=False)
     status = gui.add_markdown("")
     scene = gui.add_dropdown("scene", tuple(ids))
     support = gui.add_text("support views", "0", hint=f"1 to {viewing.MAX_SUPPORT} numbers below {num_views}")

@@ -15,8 +15,6 @@ from jaxtyping import Float
 
 from jaxmeta.metalearning import Params
 
-MOVING_SECONDS = 0.05
-"""How long a picture may take while something moves."""
 RESTING_SECONDS = 30.0
 """How long a picture may take when nothing moves."""
 SUPPORT_SLOTS = 60
@@ -33,6 +31,27 @@ class Camera(NamedTuple):
     """From the window's lower to its upper edge, in radians."""
     aspect: float
     """The window's width over its height."""
+
+
+class Start(NamedTuple):
+    """Where a browser's camera begins, looking at the origin, and how far from there it may be."""
+
+    pose: Float[np.ndarray, "4 4"]
+    """With OpenGL axes."""
+    fov: float
+    """As of `Camera`."""
+    nearest: float
+    farthest: float
+
+
+class Picture(NamedTuple):
+    """What a browser shows."""
+
+    camera: Camera
+    side: int = 0
+    """Tiles along each edge; 0 if it shows something else by now."""
+    sharp: bool = False
+    """Whether all samples along the rays were taken."""
 
 
 def pose_from_opencv(wxyz: Float[np.ndarray, "4"], position: Float[np.ndarray, "3"]) -> Float[np.ndarray, "4 4"]:
@@ -75,24 +94,50 @@ def tile_pose(camera: Camera, row: int, column: int, side: int, *, height: int, 
     return pose
 
 
-def moving_side(seconds_per_tile: float, finest: int) -> int:
-    """Returns how many tiles along each edge a picture has while something moves."""
+def moving_side(seconds_per_tile: float, seconds: float, finest: int) -> int:
+    """Returns how many tiles along each edge a picture has that may take so many seconds: 1 at least.
+
+    Args:
+      seconds_per_tile: how long a tile takes.
+      seconds: how long the picture may take.
+      finest: the largest number of tiles along an edge, a power of two.
+    """
     side = 1
-    while 2 * side <= finest and (2 * side) ** 2 * seconds_per_tile <= MOVING_SECONDS:
+    while 2 * side <= finest and (2 * side) ** 2 * seconds_per_tile <= seconds:
         side *= 2
     return side
 
 
-def finer_side(side: int, seconds_per_tile: float, finest: int) -> int | None:
-    """Returns how many tiles the next, finer picture has when nothing moves; None where it would be too slow or fine.
+def stale(pictures: Mapping[Hashable, Picture]) -> list[Hashable]:
+    """Returns the browsers whose pictures show something else by now."""
+    return [browser for browser, picture in pictures.items() if not picture.side]
+
+
+def finer(pictures: Mapping[Hashable, Picture], seconds_per_tile: float, finest: int) -> tuple[Hashable, int] | None:
+    """Returns whose picture to refine next, to how many tiles along each edge, when nothing moves.
 
     Args:
-      side: tiles along each edge of the picture that is shown; 0 for a picture with few samples along its rays.
+      pictures: by browser.
       seconds_per_tile: of a tile with all samples.
       finest: the largest number of tiles along an edge.
     """
-    finer = max(2 * side, 1)
-    return finer if finer <= finest and finer**2 * seconds_per_tile <= RESTING_SECONDS else None
+    sides = {browser: picture.side * (1 + picture.sharp) for browser, picture in pictures.items()}
+    browser = min(sides, key=lambda browser: sides[browser], default=None)
+    if browser is None or sides[browser] > finest or sides[browser] ** 2 * seconds_per_tile > RESTING_SECONDS:
+        return None
+    return browser, sides[browser]
+
+
+def looked(
+    pictures: Mapping[Hashable, Picture], cameras: Mapping[Hashable, Camera | None], *, changed: bool
+) -> dict[Hashable, Picture]:
+    """Returns the pictures after cameras moved, came and went, and all of them stale if the field changed."""
+    kept = {
+        browser: picture._replace(side=0) if changed else picture
+        for browser, picture in pictures.items()
+        if browser not in cameras
+    }
+    return kept | {browser: Picture(camera) for browser, camera in cameras.items() if camera is not None}
 
 
 class Choice(NamedTuple):
