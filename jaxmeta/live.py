@@ -90,7 +90,7 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
     num_samples = max(settings.sampling.num_samples // scale.quick_share, 2)
     quick = dataclasses.replace(settings.sampling, num_samples=num_samples)
 
-    def step(params: Params, support: Views, scene: int, number: int) -> Params:
+    def step(params: Params, support: Views, scene: Array, number: Array) -> Params:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), scene), number)
         # Plain gradient descent keeps no state, so single steps are one long loop.
         return metalearning.adapt(fitting.loss, optimiser, params, support, key[None]).params

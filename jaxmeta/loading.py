@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from jaxmeta import assembly, checkpoints, config, devices, metalearning
 from jaxmeta.config import TrainConfig
@@ -14,7 +15,7 @@ from jaxmeta.metalearning import Params
 def load_initialisation(
     run: Path, settings: TrainConfig, checkpoint: Literal["latest", "best"] = "latest"
 ) -> tuple[int, Params]:
-    """Returns the meta-step and the parameters of a run's initialisation, on the host.
+    """Returns the meta-step and the parameters of a run's initialisation, on the first device.
 
     Args:
       run: its folder.
@@ -31,4 +32,4 @@ def load_initialisation(
         found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))
     if found is None:
         raise CheckpointError(f"{run / name} holds no checkpoint yet; let train.py go on, or run it first")
-    return int(found.state.step), jax.device_get(found.state.params)
+    return int(found.state.step), jax.tree.map(jnp.asarray, jax.device_get(found.state.params))

@@ -28,11 +28,12 @@ def check_port(host: str, port: int) -> None:
     Raises:
       InputError: it cannot.
     """
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port {port} must be 0 to 65535")
     try:
-        with socket.create_server((host, port)):
-            pass
-    except (OSError, OverflowError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        problem = (error.strerror or str(error)).partition(" (while")[0]
         raise InputError(f"port {port} of {host} cannot be used: {problem}; give another --port or --host") from error
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -61,7 +60,7 @@ def main() -> None:
     machine = live.make_machine(settings, live.SLOW if jax.default_backend() == "cpu" else live.FAST, wanted.seed)
     init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
     _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
-    starts = {"learned": jax.tree.map(jnp.asarray, learned), "standard": init(jax.random.key(wanted.seed))}
+    starts = {"learned": learned, "standard": init(jax.random.key(wanted.seed))}
     print("compiling", flush=True)
     costs = live.warm_up(machine, starts["learned"], split.views)
     inbox, start = Inbox(), camera_start(split.views, settings.sampling)
