@@ -31,7 +31,7 @@ ONE_PLACE = {
     "tyro": {"protocols"} | COMMANDS,
     "dm_pix": {"evaluation"},
     "matplotlib": {"figures"},
-    "viser": {"page"},
+    "viser": {"viewer.page"},
     "skimage": {"isosurfaces"},
     "trimesh": {"isosurfaces"},
 }

@@ -9,12 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import assembly, live, metalearning, viewing
+from jaxmeta import assembly, metalearning
 from jaxmeta.cameras import Views, orbit_pose
 from jaxmeta.config import FieldConfig, InnerConfig, TrainConfig
-from jaxmeta.live import Machine, Page, Scale
 from jaxmeta.rendering import Sampling, render_view
-from jaxmeta.viewing import Camera, Choice, Inbox
+from jaxmeta.viewer import loop, sessions
+from jaxmeta.viewer.loop import Page
+from jaxmeta.viewer.machine import Machine, Scale, make_machine
+from jaxmeta.viewer.pictures import Camera
+from jaxmeta.viewer.sessions import Choice, Inbox
 
 SETTINGS = TrainConfig(
     field=FieldConfig(width=8, depth=1, num_frequencies=2, max_log2_frequency=1.0),
@@ -28,7 +31,7 @@ CAMERA = Camera(orbit_pose(0.3, 0.4, 4.0), fov=0.8, aspect=1.5)
 
 @pytest.fixture(scope="module")
 def machine() -> Machine:
-    return live.make_machine(SETTINGS, SCALE, seed=3)
+    return make_machine(SETTINGS, SCALE, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def params():
 
 
 def test_single_steps_are_one_adaptation(machine, params, balls):
-    support = live.choose_data(balls, Choice(1)).support
+    support = loop.choose_data(balls, Choice(1)).support
     keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), number) for number in range(3)])
     adapt = jax.jit(partial(metalearning.adapt, SIGNAL.loss, optax.sgd(0.1)))
     wanted, found = adapt(params, support, keys).params, params
@@ -48,8 +51,8 @@ def test_single_steps_are_one_adaptation(machine, params, balls):
 
 
 def test_the_data_of_a_choice(balls):
-    data = live.choose_data(balls, Choice(5, support=(0, 2)))
-    assert data.support.images.shape[0] == viewing.SUPPORT_SLOTS
+    data = loop.choose_data(balls, Choice(5, support=(0, 2)))
+    assert data.support.images.shape[0] == sessions.SUPPORT_SLOTS
     np.testing.assert_array_equal(data.support.images[:3], balls.images[5, [0, 2, 0]])
     np.testing.assert_array_equal(data.held_out.poses, balls.poses[5, [1, 1, 3, 3]])
     assert data.held_out.focal == balls.focal[5]
@@ -59,11 +62,11 @@ def test_a_white_field_scores_what_white_does(machine, balls):
     # Density 0 shows white; the score is of pixels of the held-out views, all of which are white here.
     params = jax.tree.map(jnp.zeros_like, SIGNAL.init(jax.random.key(0)))
     params["params"]["Dense_1"]["bias"] = jnp.array([0.0, 0, 0, -50])
-    data = live.choose_data(balls._replace(images=np.zeros_like(balls.images)), Choice(0))
+    data = loop.choose_data(balls._replace(images=np.zeros_like(balls.images)), Choice(0))
     assert machine.score(params, data.held_out) > 80
     black = balls._replace(images=np.broadcast_to(np.array([0, 0, 0, 255], np.uint8), balls.images.shape))
     # White where black is wanted: a mean squared error of 1 is 0 dB.
-    np.testing.assert_allclose(machine.score(params, live.choose_data(black, Choice(0)).held_out), 0, atol=1e-3)
+    np.testing.assert_allclose(machine.score(params, loop.choose_data(black, Choice(0)).held_out), 0, atol=1e-3)
 
 
 def test_tiles_make_the_picture_of_the_whole_window(machine, params):
@@ -72,17 +75,17 @@ def test_tiles_make_the_picture_of_the_whole_window(machine, params):
     pose = jnp.asarray(CAMERA.pose, jnp.float32)
     wanted = 255 * np.asarray(render_view(field, pose, jnp.float32(focal), SETTINGS.sampling, height=8, width=12).rgb)
     assert wanted.std() > 2
-    found, whole = live.render(machine.tile, SCALE, params, CAMERA, 2)
-    assert whole
-    np.testing.assert_allclose(found, wanted, atol=0.51)
-    quick, _ = live.render(machine.quick_tile, SCALE, params, CAMERA, 2)
+    found = loop.render(machine.tile, SCALE, params, CAMERA, 2)
+    assert found.whole
+    np.testing.assert_allclose(found.image, wanted, atol=0.51)
+    quick = loop.render(machine.quick_tile, SCALE, params, CAMERA, 2).image
     assert np.abs(quick - wanted).max() > 1
 
 
 def test_rendering_can_be_left_between_tiles(machine, params):
     asked = iter([False, False, True])
-    _, whole = live.render(machine.tile, SCALE, params, CAMERA, 2, lambda: next(asked))
-    assert not whole and next(asked, None) is None
+    drawn = loop.render(machine.tile, SCALE, params, CAMERA, 2, lambda: next(asked))
+    assert not drawn.whole and next(asked, None) is None
 
 
 class Ended(Exception):
@@ -127,27 +130,27 @@ def played(machine: Machine, params, views: Views, script) -> Recorder:
     recorder = Recorder(inbox, script)
     starts = {"learned": params, "standard": SIGNAL.init(jax.random.key(1))}
     with pytest.raises(Ended):
-        live.serve(inbox, machine, live.warm_up(machine, params, views), starts, views, recorder.page())
+        loop.serve(inbox, machine, loop.warm_up(machine, params, views), starts, views, recorder.page())
     return recorder
 
 
 @pytest.fixture
 def few_tiles(monkeypatch):
-    monkeypatch.setattr(live, "MAX_HEIGHT", 16)
-    monkeypatch.setattr(live, "REST", 0.01)
+    monkeypatch.setattr(loop, "MAX_HEIGHT", 16)
+    monkeypatch.setattr(loop, "REST", 0.01)
 
 
 def test_a_session_from_beginning_to_end(machine, params, balls, few_tiles):
     """A picture at once, finer at rest; single steps; another scene and more views, another picture, another camera."""
     other = CAMERA._replace(fov=0.5)
     script = [
-        (lambda seen: seen.heights == [4, 4, 8, 16], lambda inbox: inbox.change(partial(viewing.adapt, steps=3))),
+        (lambda seen: seen.heights == [4, 4, 8, 16], lambda inbox: inbox.change(partial(sessions.adapt, steps=3))),
         (
             lambda seen: seen.steps[-1] == 3,
-            lambda inbox: inbox.change(partial(viewing.choose, scene=2, support=(0, 2))),
+            lambda inbox: inbox.change(partial(sessions.choose, scene=2, support=(0, 2))),
         ),
-        (lambda seen: seen.steps[-2:] == [3, 0], lambda inbox: inbox.change(partial(viewing.adapt, steps=1))),
-        (lambda seen: seen.heights[-1] == 16, lambda inbox: inbox.change(partial(viewing.choose, shown="standard"))),
+        (lambda seen: seen.steps[-2:] == [3, 0], lambda inbox: inbox.change(partial(sessions.adapt, steps=1))),
+        (lambda seen: seen.heights[-1] == 16, lambda inbox: inbox.change(partial(sessions.choose, shown="standard"))),
         (lambda seen: seen.heights[-2:] == [8, 16], lambda inbox: inbox.look("browser", other)),
         (lambda seen: seen.heights[-4:] == [4, 4, 8, 16], end),
     ]
@@ -169,7 +172,7 @@ def test_a_moved_camera_interrupts_refinement(machine, params, balls, few_tiles,
             inbox_of["inbox"].look("browser", CAMERA)
         return machine.tile(*arguments)
 
-    monkeypatch.setattr(live, "warm_up", lambda *_: live.Costs(1e-9, 1e-9))
+    monkeypatch.setattr(loop, "warm_up", lambda *_: loop.Costs(1e-9, 1e-9))
     script = [(lambda seen: inbox_of.setdefault("inbox", seen.inbox) and len(seen.heights) == 5, end)]
     seen = played(machine._replace(tile=tile, scale=SCALE), params, balls, script)
     assert seen.heights == [4, 4, 4, 4, 8]
@@ -177,8 +180,8 @@ def test_a_moved_camera_interrupts_refinement(machine, params, balls, few_tiles,
 
 def test_a_browser_that_left_is_shown_nothing(machine, params, balls, few_tiles):
     script = [
-        (lambda seen: seen.heights == [4], lambda inbox: (inbox.look("browser", None), inbox.change(viewing.reset))),
-        (lambda seen: len(seen.steps) == 2, lambda inbox: inbox.change(viewing.reset)),
+        (lambda seen: seen.heights == [4], lambda inbox: (inbox.look("browser", None), inbox.change(sessions.reset))),
+        (lambda seen: len(seen.steps) == 2, lambda inbox: inbox.change(sessions.reset)),
         (lambda seen: len(seen.steps) == 3, end),
     ]
     assert played(machine, params, balls, script).heights == [4]
@@ -188,9 +191,9 @@ def test_everything_was_compiled_once(machine, params, balls, few_tiles):
     script = [
         (
             lambda seen: len(seen.heights) == 4,
-            lambda inbox: inbox.change(partial(viewing.choose, scene=3, support=(1,))),
+            lambda inbox: inbox.change(partial(sessions.choose, scene=3, support=(1,))),
         ),
-        (lambda seen: len(seen.steps) == 2, lambda inbox: inbox.change(partial(viewing.adapt, steps=2))),
+        (lambda seen: len(seen.steps) == 2, lambda inbox: inbox.change(partial(sessions.adapt, steps=2))),
         (lambda seen: seen.steps[-1] == 2 and seen.heights[-1] == 16, end),
     ]
     played(machine, params, balls, script)

@@ -16,11 +16,12 @@ from commands import PROJECT, Commands, ended, write_run
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from jaxmeta import page, viewer, viewing
 from jaxmeta.cameras import Views, orbit_pose
 from jaxmeta.errors import InputError
 from jaxmeta.rendering import Sampling
-from jaxmeta.viewing import Choice, Session
+from jaxmeta.viewer import __main__ as command
+from jaxmeta.viewer import page, sessions
+from jaxmeta.viewer.sessions import Choice, Session
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -139,7 +140,7 @@ def test_ports_and_hosts_that_cannot_be_used():
 def test_a_camera_begins_at_the_first_view_and_stays_where_rays_reach():
     pose = orbit_pose(0.2, 0.3, 4.0).astype(np.float32)
     views = Views(np.zeros((1, 1, 20, 30, 4), np.uint8), pose[None, None], np.full(1, 10, np.float32))
-    start = viewer.camera_start(views, Sampling(near=2.0, far=7.0))
+    start = command.camera_start(views, Sampling(near=2.0, far=7.0))
     np.testing.assert_array_equal(start.pose, pose)
     # 20 rows at a focal length of 10: 45 degrees up and down. Halfway from the camera's distance to each end: 3, 5.5.
     np.testing.assert_allclose([start.fov, start.nearest, start.farthest], [np.pi / 2, 3, 5.5], rtol=1e-6)
@@ -150,4 +151,4 @@ def test_the_status_in_words():
     assert page.status_text(session) == "**beginning**"
     session = session._replace(psnr={"learned": (17.0, 20.123), "standard": (9.0, 10.0)})
     assert page.status_text(session) == "**step 1** · PSNR of held-out views: learned 20.12 dB, standard 10.00 dB"
-    assert page.status_text(viewing.adapt(session, 4)).startswith("**adapting, step 1 of 5** · ")
+    assert page.status_text(sessions.adapt(session, 4)).startswith("**adapting, step 1 of 5** · ")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from viser import transforms
 
-from jaxmeta import viewing
 from jaxmeta.cameras import orbit_pose, pixel_rays
-from jaxmeta.viewing import Camera, Choice, Inbox, Picture, Session
+from jaxmeta.viewer import pictures, sessions
+from jaxmeta.viewer.pictures import Camera, Picture
+from jaxmeta.viewer.sessions import Choice, Inbox, Session
 
 
 def window_directions(pose: np.ndarray, focal: float, height: int, width: int) -> np.ndarray:
@@ -22,7 +23,7 @@ def window_directions(pose: np.ndarray, focal: float, height: int, width: int) -
 
 def tiled_directions(camera: Camera, side: int, height: int, width: int) -> np.ndarray:
     def tile(row, column):
-        pose = viewing.tile_pose(camera, row, column, side, height=height, width=width)
+        pose = pictures.tile_pose(camera, row, column, side, height=height, width=width)
         return window_directions(pose, height / 2, height, width)
 
     rows = [np.concatenate([tile(row, column) for column in range(side)], axis=1) for row in range(side)]
@@ -31,13 +32,13 @@ def tiled_directions(camera: Camera, side: int, height: int, width: int) -> np.n
 
 def test_opencv_looks_along_z_with_y_down():
     # The unit quaternion: right is x, up is -y, and the camera looks along z, which is minus the third column.
-    pose = viewing.pose_from_opencv(np.array([1.0, 0, 0, 0]), np.array([1.0, 2, 3]))
+    pose = pictures.pose_from_opencv(np.array([1.0, 0, 0, 0]), np.array([1.0, 2, 3]))
     np.testing.assert_array_equal(pose, [[1, 0, 0, 1], [0, -1, 0, 2], [0, 0, -1, 3], [0, 0, 0, 1]])
 
 
 def test_a_quarter_turn_about_z_takes_x_to_y():
     half = np.sqrt(0.5)
-    pose = viewing.pose_from_opencv(np.array([half, 0, 0, half]), np.zeros(3))
+    pose = pictures.pose_from_opencv(np.array([half, 0, 0, half]), np.zeros(3))
     np.testing.assert_allclose(pose[:3, 0], [0, 1, 0], atol=1e-12)
 
 
@@ -45,7 +46,7 @@ def test_a_quarter_turn_about_z_takes_x_to_y():
 def test_a_pose_comes_back_from_viser(azimuth, elevation, radius):
     pose = orbit_pose(azimuth, elevation, radius)
     wxyz = transforms.SO3.from_matrix(pose[:3, :3] * [1, -1, -1]).wxyz
-    np.testing.assert_allclose(viewing.pose_from_opencv(wxyz, pose[:3, 3]), pose, atol=1e-9)
+    np.testing.assert_allclose(pictures.pose_from_opencv(wxyz, pose[:3, 3]), pose, atol=1e-9)
 
 
 @pytest.mark.parametrize("side", [1, 2, 4])
@@ -70,29 +71,28 @@ def test_pixels_stretch_with_the_window():
     [(0.2, 8, 1), (9.0, 8, 1), (0.05, 8, 2), (0.049, 8, 2), (0.0125, 8, 4), (1e-9, 8, 8), (1e-9, 1, 1)],
 )
 def test_a_moving_picture_is_as_fine_as_its_time_allows(seconds_per_tile, finest, side):
-    assert viewing.moving_side(seconds_per_tile, 0.2, finest) == side
+    assert pictures.moving_side(seconds_per_tile, 0.2, finest) == side
 
 
 def test_a_resting_picture_gets_all_samples_then_more_tiles():
     camera = Camera(np.eye(4), 1.0, 1.0)
-    assert viewing.finer({}, 0.1, 8) is None
-    assert viewing.finer({"a": Picture(camera, 2, sharp=False)}, 0.1, 8) == ("a", 2)
-    assert viewing.finer({"a": Picture(camera, 2, sharp=True)}, 0.1, 8) == ("a", 4)
-    assert viewing.finer({"a": Picture(camera, 8, sharp=True)}, 0.1, 8) is None
+    assert pictures.finer({}, 0.1, 8) is None
+    assert pictures.finer({"a": Picture(camera, 2, sharp=False)}, 0.1, 8) == ("a", 2)
+    assert pictures.finer({"a": Picture(camera, 2, sharp=True)}, 0.1, 8) == ("a", 4)
+    assert pictures.finer({"a": Picture(camera, 8, sharp=True)}, 0.1, 8) is None
     # 8 * 8 tiles of half a second take 32 s.
-    assert viewing.finer({"a": Picture(camera, 4, sharp=True)}, 0.5, 8) is None
-    assert viewing.finer({"a": Picture(camera, 4, True), "b": Picture(camera, 1, True)}, 0.1, 8) == ("b", 2)
+    assert pictures.finer({"a": Picture(camera, 4, sharp=True)}, 0.5, 8) is None
+    assert pictures.finer({"a": Picture(camera, 4, True), "b": Picture(camera, 1, True)}, 0.1, 8) == ("b", 2)
 
 
 def test_pictures_follow_cameras_and_fields():
     one, two = Camera(np.eye(4), 1.0, 1.0), Camera(np.eye(4), 0.5, 1.0)
-    pictures = viewing.looked({}, {"a": one, "b": one}, changed=False)
-    assert viewing.stale(pictures) == ["a", "b"]
-    pictures = {browser: picture._replace(side=4, sharp=True) for browser, picture in pictures.items()}
-    assert viewing.looked(pictures, {}, changed=False) == pictures
-    moved = viewing.looked(pictures, {"a": two, "b": None}, changed=False)
-    assert moved == {"a": Picture(two)}
-    assert viewing.stale(viewing.looked(pictures, {}, changed=True)) == ["a", "b"]
+    shown = pictures.looked({}, {"a": one, "b": one}, changed=False)
+    assert pictures.stale(shown) == ["a", "b"]
+    shown = {browser: picture._replace(side=4, sharp=True) for browser, picture in shown.items()}
+    assert pictures.looked(shown, {}, changed=False) == shown
+    assert pictures.looked(shown, {"a": two, "b": None}, changed=False) == {"a": Picture(two)}
+    assert pictures.stale(pictures.looked(shown, {}, changed=True)) == ["a", "b"]
 
 
 FITS = {"learned": jnp.ones(1), "standard": jnp.zeros(1)}
@@ -100,7 +100,7 @@ FITS = {"learned": jnp.ones(1), "standard": jnp.zeros(1)}
 
 def scored(session: Session, times: int) -> Session:
     for _ in range(times):
-        session = viewing.advanced(session, FITS, {"learned": 20.0, "standard": 10.0})
+        session = sessions.advanced(session, FITS, {"learned": 20.0, "standard": 10.0})
     return session
 
 
@@ -109,26 +109,26 @@ def test_scores_count_the_steps():
     assert session.step == 0
     session = scored(session, 1)
     assert session.step == 0
-    session = scored(viewing.adapt(session, 5), 2)
+    session = scored(sessions.adapt(session, 5), 2)
     assert (session.step, session.goal) == (2, 5)
-    assert viewing.pause(session).goal == 2
-    assert viewing.adapt(viewing.pause(session), 5).goal == 7
+    assert sessions.pause(session).goal == 2
+    assert sessions.adapt(sessions.pause(session), 5).goal == 7
     assert session.psnr == {"learned": (20.0,) * 3, "standard": (10.0,) * 3}
 
 
 def test_other_views_begin_anew_and_another_picture_does_not():
-    session = viewing.adapt(scored(Session(Choice(0)), 3), 5)
-    shown = viewing.choose(session, shown="standard")
+    session = sessions.adapt(scored(Session(Choice(0)), 3), 5)
+    shown = sessions.choose(session, shown="standard")
     assert (shown.step, shown.goal) == (2, 7) and shown.fits is FITS
     for changes in ({"scene": 1}, {"support": (1, 2)}):
-        other = viewing.choose(shown, **changes)
+        other = sessions.choose(shown, **changes)
         assert other == Session(shown.choice._replace(**changes))
-    assert viewing.choose(session, scene=0).fits is FITS
-    assert viewing.reset(shown) == Session(shown.choice)
+    assert sessions.choose(session, scene=0).fits is FITS
+    assert sessions.reset(shown) == Session(shown.choice)
 
 
 def test_support_is_read_from_text():
-    assert viewing.parse_support("3, 0;12 3", 13) == (0, 3, 12)
+    assert sessions.parse_support("3, 0;12 3", 13) == (0, 3, 12)
     for text, num_views, problem in [
         ("", 9, "give 1 to 6"),
         ("one", 9, "give 1 to 6"),
@@ -137,17 +137,17 @@ def test_support_is_read_from_text():
         ("9", 9, "from 0 to 8"),
     ]:
         with pytest.raises(ValueError, match=problem):
-            viewing.parse_support(text, num_views)
+            sessions.parse_support(text, num_views)
 
 
 def test_up_to_six_support_views_weigh_the_same():
-    for count in range(1, viewing.MAX_SUPPORT + 1):
-        assert len(set(np.bincount(np.resize(np.arange(count), viewing.SUPPORT_SLOTS)))) == 1
+    for count in range(1, sessions.MAX_SUPPORT + 1):
+        assert len(set(np.bincount(np.resize(np.arange(count), sessions.SUPPORT_SLOTS)))) == 1
 
 
 def test_held_out_views_are_spread_and_never_support():
-    assert viewing.held_out((0,), 9, 4) == (1, 3, 6, 8)
-    assert viewing.held_out((0, 1), 3, 4) == (2, 2, 2, 2)
+    assert sessions.held_out((0,), 9, 4) == (1, 3, 6, 8)
+    assert sessions.held_out((0, 1), 3, 4) == (2, 2, 2, 2)
 
 
 def test_a_late_camera_takes_the_place_of_an_earlier_one_and_changes_keep_their_order():
@@ -158,16 +158,16 @@ def test_a_late_camera_takes_the_place_of_an_earlier_one_and_changes_keep_their_
     for camera in cameras:
         inbox.look("a", camera)
     inbox.look("b", None)
-    inbox.change(viewing.pause)
-    inbox.change(viewing.reset)
+    inbox.change(sessions.pause)
+    inbox.change(sessions.reset)
     assert inbox.waiting()
-    assert inbox.take(None) == ([viewing.pause, viewing.reset], {"a": cameras[-1], "b": None})
+    assert inbox.take(None) == ([sessions.pause, sessions.reset], {"a": cameras[-1], "b": None})
     assert not inbox.waiting()
 
 
 def test_a_post_from_another_thread_ends_the_wait():
     inbox = Inbox()
-    posting = threading.Timer(0.05, inbox.change, [viewing.reset])
+    posting = threading.Timer(0.05, inbox.change, [sessions.reset])
     posting.start()
-    assert inbox.take(None)[0] == [viewing.reset]
+    assert inbox.take(None)[0] == [sessions.reset]
     posting.join()

@@ -14,14 +14,17 @@ import jax
 import numpy as np
 import tyro
 
-from jaxmeta import assembly, config, live
+from jaxmeta import assembly, config
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import Split, load_split
 from jaxmeta.errors import InputError, run_command
 from jaxmeta.loading import load_initialisation
 from jaxmeta.rendering import Sampling
-from jaxmeta.viewing import Inbox, Start
+from jaxmeta.viewer import loop
+from jaxmeta.viewer.machine import FAST, SLOW, make_machine
+from jaxmeta.viewer.pictures import Start
+from jaxmeta.viewer.sessions import Inbox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,24 +55,24 @@ def main() -> None:
     if find_spec("viser") is None:
         raise InputError("the viewer needs the package viser: pip install 'jaxmeta[viewer]'")
     # Here, so that without the extra this module still loads and says so.
-    from jaxmeta import page
+    from jaxmeta.viewer import page
 
     settings = config.load(wanted.run / "config.json")
     page.check_port(wanted.host, wanted.port)
     split = load_scenes(wanted, settings)
-    machine = live.make_machine(settings, live.SLOW if jax.default_backend() == "cpu" else live.FAST, wanted.seed)
+    machine = make_machine(settings, SLOW if jax.default_backend() == "cpu" else FAST, wanted.seed)
     init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
     _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
     starts = {"learned": learned, "standard": init(jax.random.key(wanted.seed))}
     print("compiling", flush=True)
-    costs = live.warm_up(machine, starts["learned"], split.views)
+    costs = loop.warm_up(machine, starts["learned"], split.views)
     inbox, start = Inbox(), camera_start(split.views, settings.sampling)
     with page.open_page(
         wanted.host, wanted.port, inbox, ids=split.ids, num_views=settings.data.num_views, start=start
     ) as (shown, address):
         print(f"{len(split.ids)} scenes of '{wanted.split}' at {address}; Ctrl-C ends it", flush=True)
         try:
-            live.serve(inbox, machine, costs, starts, split.views, shown)
+            loop.serve(inbox, machine, costs, starts, split.views, shown)
         except KeyboardInterrupt:
             print("ended")
 

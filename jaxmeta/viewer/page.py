@@ -14,10 +14,11 @@ import numpy as np
 import viser
 from jaxtyping import UInt8
 
-from jaxmeta import viewing
 from jaxmeta.errors import InputError
-from jaxmeta.live import Page
-from jaxmeta.viewing import Camera, Inbox, Session, Start
+from jaxmeta.viewer import pictures, sessions
+from jaxmeta.viewer.loop import Page
+from jaxmeta.viewer.pictures import Camera, Start
+from jaxmeta.viewer.sessions import Inbox, Session
 
 _COLOURS = {"learned": "#1f77b4", "standard": "#ff7f0e"}
 
@@ -74,7 +75,7 @@ def _follow_cameras(server: viser.ViserServer, inbox: Inbox, start: Start) -> No
 
     def post(client: viser.ClientHandle) -> None:
         seen = client.camera
-        pose = viewing.pose_from_opencv(seen.wxyz, seen.position)
+        pose = pictures.pose_from_opencv(seen.wxyz, seen.position)
         inbox.look(client.client_id, Camera(pose, seen.fov, seen.aspect))
 
     @server.on_client_connect
@@ -94,7 +95,7 @@ def _controls(server: viser.ViserServer, inbox: Inbox, ids: Sequence[str], num_v
     gui.configure_theme(control_layout="fixed", show_logo=False, show_share_button=False)
     status = gui.add_markdown("")
     scene = gui.add_dropdown("scene", tuple(ids))
-    support = gui.add_text("support views", "0", hint=f"1 to {viewing.MAX_SUPPORT} numbers below {num_views}")
+    support = gui.add_text("support views", "0", hint=f"1 to {sessions.MAX_SUPPORT} numbers below {num_views}")
     problem = gui.add_markdown("", visible=False)
     shown = gui.add_dropdown("initialisation", tuple(_COLOURS), hint="which fit the picture shows")
     steps = gui.add_slider("steps", min=1, max=1000, step=1, initial_value=100, hint="of gradient descent")
@@ -107,21 +108,21 @@ def _controls(server: viser.ViserServer, inbox: Inbox, ids: Sequence[str], num_v
         scales={"x": {"time": False}},
         aspect=1.4,
     )
-    changes = {"Adapt": lambda session: viewing.adapt(session, steps.value), "Pause": viewing.pause}
+    changes = {"Adapt": lambda session: sessions.adapt(session, steps.value), "Pause": sessions.pause}
     for button, name in buttons:
-        button.on_click(lambda _, name=name: inbox.change(changes.get(name, viewing.reset)))
-    scene.on_update(lambda _: inbox.change(partial(viewing.choose, scene=list(ids).index(scene.value))))
-    shown.on_update(lambda _: inbox.change(partial(viewing.choose, shown=shown.value)))
+        button.on_click(lambda _, name=name: inbox.change(changes.get(name, sessions.reset)))
+    scene.on_update(lambda _: inbox.change(partial(sessions.choose, scene=list(ids).index(scene.value))))
+    shown.on_update(lambda _: inbox.change(partial(sessions.choose, shown=shown.value)))
 
     @support.on_update
     def _(_: object) -> None:
         try:
-            views = viewing.parse_support(support.value, num_views)
+            views = sessions.parse_support(support.value, num_views)
         except ValueError as error:
             problem.content, problem.visible = f"**{error}**", True
         else:
             problem.visible = False
-            inbox.change(partial(viewing.choose, support=views))
+            inbox.change(partial(sessions.choose, support=views))
 
     def show_session(session: Session) -> None:
         status.content = status_text(session)
