@@ -35,13 +35,6 @@ def test_the_command_writes_a_mesh(run, tmp_path, monkeypatch, capsys):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
-def test_a_threshold_too_high_leaves_no_file(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", words(run, "--threshold", 1e6, "--out", tmp_path / "cube.glb"))
-    with pytest.raises(InputError, match=r"no density above --threshold 1e\+06"):
-        mesh.main()
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_draws_are_those_of_eval(run):
     """`split(fold_in(key(seed), scene), steps)`, and plain gradient descent."""
     settings = configs.load(run / "config.json")

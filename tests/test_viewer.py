@@ -100,6 +100,13 @@ def test_adapt_counts_the_steps(browser):
     expect(browser.get_by_text("step 0", exact=True)).to_be_visible(timeout=60_000)
 
 
+def test_support_views_that_are_not_there_are_told(browser):
+    browser.get_by_role("textbox").first.fill("1, 3")
+    expect(browser.get_by_text("views are numbered from 0 to 2")).to_be_visible()
+    browser.get_by_role("textbox").first.fill("1, 2")
+    expect(browser.get_by_text("views are numbered from 0 to 2")).to_be_hidden()
+
+
 def test_the_mouse_orbits(browser):
     before = picture(browser)
     browser.mouse.move(100, 200)
