@@ -62,11 +62,11 @@ def test_a_higher_threshold_is_a_smaller_ball():
 
 def test_what_the_range_cuts_is_closed():
     everywhere = isosurfaces.isosurface(
-        lambda points: (jnp.full(points.shape[:-1], 9.0), points * 0), radius=1.0, resolution=16, threshold=5.0
+        lambda points: (jnp.full(points.shape[:-1], 9.0), points * 0), radius=1.0, resolution=17, threshold=5.0
     )
     body = trimesh.Trimesh(everywhere.vertices, everywhere.faces, process=False)
     assert body.is_watertight and body.volume > 0
-    assert np.linalg.norm(everywhere.vertices, axis=-1).max() < 1 + 2 * 2 / 15
+    assert np.linalg.norm(everywhere.vertices, axis=-1).max() < 1 + 2 * 2 / 16
 
 
 def test_nothing_above_the_threshold_says_what_there_is():
