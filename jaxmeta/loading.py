@@ -25,11 +25,13 @@ def load_initialisation(
     Raises:
       CheckpointError: there is none that can be used.
     """
+    folder = run / ("best" if checkpoint == "best" else "checkpoints")
+    if checkpoint == "best" and not folder.is_dir():
+        raise CheckpointError(f"{run} holds no state with the best validation; drop --checkpoint best")
     init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
     like = metalearning.initial_state(init(jax.random.key(0)), config.outer_optimiser(settings.outer))
-    name = "best" if checkpoint == "best" else "checkpoints"
-    with checkpoints.open_checkpoints(run, name, read_only=True) as saved:
+    with checkpoints.open_checkpoints(run, folder.name, read_only=True) as saved:
         found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))
     if found is None:
-        raise CheckpointError(f"{run / name} holds no checkpoint yet; let train.py go on, or run it first")
+        raise CheckpointError(f"{folder} holds no checkpoint yet; let train.py go on, or run it first")
     return int(found.state.step), jax.tree.map(jnp.asarray, jax.device_get(found.state.params))

@@ -12,6 +12,7 @@ from commands import write_run
 from jaxmeta import assembly, mesh
 from jaxmeta import config as configs
 from jaxmeta.errors import CheckpointError, InputError
+from jaxmeta.loading import load_initialisation
 from jaxmeta.mesh import MeshConfig
 
 
@@ -80,6 +81,8 @@ def test_an_unknown_scene_and_a_run_without_checkpoints(run, tmp_path):
     settings = configs.load(run / "config.json")
     with pytest.raises(InputError, match="--scene cube9 is not in the split 'train', which has cube0, cube1, cube2"):
         mesh.load_support(wanted, settings)
+    with pytest.raises(CheckpointError, match="drop --checkpoint best"):
+        load_initialisation(run, settings, "best")
     wanted = dataclasses.replace(wanted, run=tmp_path, scene="cube0")
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
         mesh.adapt(wanted, settings, *mesh.load_support(wanted, settings))

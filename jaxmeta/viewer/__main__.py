@@ -17,7 +17,7 @@ import tyro
 from jaxmeta import assembly, config
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
-from jaxmeta.data.splits import Split, load_split
+from jaxmeta.data.splits import Split, count_views, load_split
 from jaxmeta.errors import InputError, run_command
 from jaxmeta.loading import load_initialisation
 from jaxmeta.rendering import Sampling
@@ -68,7 +68,7 @@ def main() -> None:
     costs = loop.warm_up(machine, starts["learned"], split.views)
     inbox, start = Inbox(), camera_start(split.views, settings.sampling)
     with page.open_page(
-        wanted.host, wanted.port, inbox, ids=split.ids, num_views=settings.data.num_views, start=start
+        wanted.host, wanted.port, inbox, ids=split.ids, num_views=split.views.images.shape[1], start=start
     ) as (shown, address):
         print(f"{len(split.ids)} scenes of '{wanted.split}' at {address}; Ctrl-C ends it", flush=True)
         try:
@@ -78,20 +78,22 @@ def main() -> None:
 
 
 def load_scenes(wanted: ViewerConfig, settings: TrainConfig) -> Split:
-    """Returns the scenes to choose from, with the views that the training had of each.
+    """Returns the scenes to choose from, with as many views of each as the training had, or as there are.
 
     Raises:
       InputError: there is no such split, or no view to hold out.
     """
-    if settings.data.num_views < 2:
-        raise InputError(f"{wanted.run} was trained on one view of each scene; the viewer holds out another one")
+    data, root = settings.data, wanted.data_root or settings.data.root
+    num_views = min(data.num_views, count_views(root, data.class_name, wanted.split, layout=data.layout))
+    if num_views < 2:
+        raise InputError(f"the scenes of '{wanted.split}' have one view; the viewer holds out another one")
     return load_split(
-        wanted.data_root or settings.data.root,
-        settings.data.class_name,
+        root,
+        data.class_name,
         wanted.split,
-        num_views=settings.data.num_views,
-        layout=settings.data.layout,
-        assume_opaque=settings.data.assume_opaque,
+        num_views=num_views,
+        layout=data.layout,
+        assume_opaque=data.assume_opaque,
     )
 
 
