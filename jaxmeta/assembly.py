@@ -62,7 +62,8 @@ def scene_signal(config: TrainConfig, *, height: int, width: int, num_rays: int)
       width: of the views, in pixels.
       num_rays: drawn in each inner step.
     """
-    apply = field_apply(radiance_field(config), config.field.implementation)
+    field = radiance_field(config)
+    apply = field_apply(field, config.field.implementation)
 
     def render_pose(
         params: Params, pose: Float[Array, "4 4"], focal: Float[Array, ""], rays_per_chunk: int = 4096

@@ -59,7 +59,7 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
       scale: how much to do at a time.
       seed: of the inner loop's draws.
     """
-    field = assembly.radiance_field(settings)
+    apply = assembly.field_apply(assembly.radiance_field(settings), settings.field.implementation)
     size = {"height": scale.height, "width": scale.width}
     fitting = assembly.scene_signal(settings, **size, num_rays=settings.inner.num_rays)
     judging = assembly.scene_signal(settings, **size, num_rays=scale.score_rays)
@@ -77,9 +77,7 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
 
     def tile(sampling: Sampling, params: Params, pose: Float[Array, "4 4"]) -> Array:
         focal = jnp.float32(scale.height / 2)
-        seen = render_view(
-            partial(field.apply, params), pose, focal, sampling, **size, pixel_centre=settings.pixel_centre
-        )
+        seen = render_view(partial(apply, params), pose, focal, sampling, **size, pixel_centre=settings.pixel_centre)
         return jnp.round(255 * jnp.clip(seen.rgb, 0, 1)).astype(jnp.uint8)
 
     return Machine(
