@@ -63,14 +63,7 @@ def scene_signal(config: TrainConfig, *, height: int, width: int, num_rays: int)
       width: of the views, in pixels.
       num_rays: drawn in each inner step.
     """
-    field = RadianceField(
-        width=config.field.width,
-        depth=config.field.depth,
-        num_frequencies=config.field.num_frequencies,
-        max_log2_frequency=config.field.max_log2_frequency,
-        density_activation=config.field.density_activation,
-        compute_dtype=resolve_dtype(config.field.compute_dtype),
-    )
+    field = radiance_field(config)
     apply = field_apply(field, config.field.implementation, twice=config.outer.algorithm in _SECOND_ORDER)
 
     def render_pose(
@@ -157,3 +150,15 @@ def first_initialisation(config: TrainConfig, params: Params) -> Initialisation:
     wanted = config.outer.step_sizes
     num_steps = config.inner.num_steps if wanted.per_step else None
     return metalearning.with_step_sizes(params, granularity=wanted.granularity, num_steps=num_steps)
+
+
+def radiance_field(config: TrainConfig) -> RadianceField:
+    """Returns the network that a config describes."""
+    return RadianceField(
+        width=config.field.width,
+        depth=config.field.depth,
+        num_frequencies=config.field.num_frequencies,
+        max_log2_frequency=config.field.max_log2_frequency,
+        density_activation=config.field.density_activation,
+        compute_dtype=resolve_dtype(config.field.compute_dtype),
+    )

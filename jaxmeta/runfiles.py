@@ -17,14 +17,14 @@ from jaxmeta.errors import DivergedError, InputError, StorageError
 from jaxmeta.training import Progress
 
 
-def write_atomically(path: Path, content: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all; of several processes only the first one writes."""
     if not is_main_process():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_text(content)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)

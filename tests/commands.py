@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxmeta import assembly, checkpoints, metalearning, runfiles
+from jaxmeta import config as configs
 from jaxmeta.cameras import orbit_pose
+from jaxmeta.config import DataConfig, FieldConfig, InnerConfig, TrainConfig
 from jaxmeta.data.shapenet import write_scene, write_splits
+from jaxmeta.rendering import Sampling
 
 PROJECT = Path(__file__).parents[1]
 TINY = {
@@ -60,6 +65,24 @@ def write_data(root: Path, seed: int = 0) -> Path:
     splits = {"train": ["cube0", "cube1", "cube2"], "val": ["cube3"], "test": ["cube4"], "none": []}
     write_splits(root, "cube", splits)
     return root
+
+
+def write_run(folder: Path) -> Path:
+    """A run whose initialisation is standard, on random pictures of 'cube' scenes."""
+    settings = TrainConfig(
+        run=folder / "run",
+        data=DataConfig(root=write_data(folder / "data"), class_name="cube", num_views=3),
+        field=FieldConfig(width=8, depth=1, num_frequencies=2, max_log2_frequency=1.0),
+        sampling=Sampling(num_samples=4),
+        inner=InnerConfig(num_rays=4),
+    )
+    runfiles.claim_run(settings)
+    params = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init(jax.random.key(0))
+    state = metalearning.initial_state(params, configs.outer_optimiser(settings.outer))
+    with checkpoints.open_checkpoints(settings.run) as saved:
+        checkpoints.save(saved, state, {})
+        checkpoints.finish(saved)
+    return settings.run
 
 
 class Commands:

@@ -31,6 +31,9 @@ ONE_PLACE = {
     "tyro": {"protocols"} | COMMANDS,
     "dm_pix": {"evaluation"},
     "matplotlib": {"figures", "curves"},
+    "viser": {"viewer.page"},
+    "skimage": {"isosurfaces"},
+    "trimesh": {"isosurfaces"},
 }
 """In which of the package's modules a library may be imported."""
 

@@ -1,0 +1,37 @@
+"""Loads what a run learned."""
+
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import assembly, checkpoints, config, devices, metalearning
+from jaxmeta.config import TrainConfig
+from jaxmeta.errors import CheckpointError
+from jaxmeta.metalearning import Params
+
+
+def load_initialisation(
+    run: Path, settings: TrainConfig, checkpoint: Literal["latest", "best"] = "latest"
+) -> tuple[int, Params]:
+    """Returns the meta-step and the parameters of a run's initialisation, on the first device.
+
+    Args:
+      run: its folder.
+      settings: its config.
+      checkpoint: which state: the newest, or the one with the best validation.
+
+    Raises:
+      CheckpointError: there is none that can be used.
+    """
+    folder = run / ("best" if checkpoint == "best" else "checkpoints")
+    if checkpoint == "best" and not folder.is_dir():
+        raise CheckpointError(f"{run} holds no state with the best validation; drop --checkpoint best")
+    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
+    like = metalearning.initial_state(init(jax.random.key(0)), config.outer_optimiser(settings.outer))
+    with checkpoints.open_checkpoints(run, folder.name, read_only=True) as saved:
+        found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))
+    if found is None:
+        raise CheckpointError(f"{folder} holds no checkpoint yet; let train.py go on, or run it first")
+    return int(found.state.step), jax.tree.map(jnp.asarray, jax.device_get(found.state.params))

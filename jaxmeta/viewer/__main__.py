@@ -1,0 +1,111 @@
+"""Shows in a browser how a scene is fitted, step by step, from the learned and from the standard initialisation.
+
+    python -m jaxmeta.viewer runs/cars
+
+This thread alone uses the device, between what browsers ask for; nothing is compiled after the start.
+"""
+
+import dataclasses
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import tyro
+
+from jaxmeta import assembly, config
+from jaxmeta.cameras import Views
+from jaxmeta.config import TrainConfig
+from jaxmeta.data.splits import Split, count_views, load_split
+from jaxmeta.errors import InputError, run_command
+from jaxmeta.loading import load_initialisation
+from jaxmeta.rendering import Sampling
+from jaxmeta.viewer import loop
+from jaxmeta.viewer.machine import FAST, SLOW, make_machine
+from jaxmeta.viewer.pictures import Start
+from jaxmeta.viewer.sessions import Inbox
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewerConfig:
+    """Watch in a browser how scenes are fitted."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run of train.py."""
+    split: str = "test"
+    """The scenes to choose from: a key of the splits file."""
+    port: int = 8080
+    """Of the page; 0 for any that is free."""
+    host: str = "127.0.0.1"
+    """Where to listen: this machine alone, or 0.0.0.0 for whoever reaches it."""
+    data_root: Path | None = None
+    """Where the data lie now; None for where they lay in training."""
+    seed: int = 1
+    """Of the standard initialisation and of every draw."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which state of the training: the newest, or the one with the best validation."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def main() -> None:
+    """Serves the page until Ctrl-C."""
+    wanted = tyro.cli(ViewerConfig)
+    if find_spec("viser") is None:
+        raise InputError("the viewer needs the package viser: pip install 'jaxmeta[viewer]'")
+    # Here, so that without the extra this module still loads and says so.
+    from jaxmeta.viewer import page
+
+    settings = config.load(wanted.run / "config.json")
+    page.check_port(wanted.host, wanted.port)
+    split = load_scenes(wanted, settings)
+    machine = make_machine(settings, SLOW if jax.default_backend() == "cpu" else FAST, wanted.seed)
+    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
+    _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
+    starts = {"learned": learned, "standard": init(jax.random.key(wanted.seed))}
+    print("compiling", flush=True)
+    costs = loop.warm_up(machine, starts["learned"], split.views)
+    inbox, start = Inbox(), camera_start(split.views, settings.sampling)
+    with page.open_page(
+        wanted.host, wanted.port, inbox, ids=split.ids, num_views=split.views.images.shape[1], start=start
+    ) as (shown, address):
+        print(f"{len(split.ids)} scenes of '{wanted.split}' at {address}; Ctrl-C ends it", flush=True)
+        try:
+            loop.serve(inbox, machine, costs, starts, split.views, shown)
+        except KeyboardInterrupt:
+            print("ended")
+
+
+def load_scenes(wanted: ViewerConfig, settings: TrainConfig) -> Split:
+    """Returns the scenes to choose from, with as many views of each as the training had, or as there are.
+
+    Raises:
+      InputError: there is no such split, or no view to hold out.
+    """
+    data, root = settings.data, wanted.data_root or settings.data.root
+    num_views = min(data.num_views, count_views(root, data.class_name, wanted.split, layout=data.layout))
+    if num_views < 2:
+        raise InputError(f"the scenes of '{wanted.split}' have one view; the viewer holds out another one")
+    return load_split(
+        root,
+        data.class_name,
+        wanted.split,
+        num_views=num_views,
+        layout=data.layout,
+        assume_opaque=data.assume_opaque,
+    )
+
+
+def camera_start(views: Views, sampling: Sampling) -> Start:
+    """Returns the first camera of the scenes, and the distances at which what it shows stays within the rays' range."""
+    pose = np.asarray(views.poses[0, 0], float)
+    distance = float(np.linalg.norm(pose[:3, 3]))
+    inside = sampling.near < distance < sampling.far
+    near, far = (sampling.near, sampling.far) if inside else (0, 2 * distance)
+    fov = 2 * np.arctan(views.images.shape[2] / 2 / float(views.focal[0]))
+    return Start(pose, float(fov), nearest=(near + distance) / 2, farthest=(far + distance) / 2)
+
+
+if __name__ == "__main__":
+    run_command(main)

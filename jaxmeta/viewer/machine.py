@@ -1,0 +1,89 @@
+"""Compiles what a live viewer computes: a step, a score, a tile of a picture."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, UInt8
+
+from jaxmeta import assembly, metalearning
+from jaxmeta.cameras import Views
+from jaxmeta.config import TrainConfig
+from jaxmeta.metalearning import Params
+from jaxmeta.rendering import Sampling, render_view
+
+
+class Scale(NamedTuple):
+    """How much a device does at a time."""
+
+    height: int
+    """Of a tile, in pixels."""
+    width: int
+    """Of a tile, in pixels."""
+    score_rays: int
+    """Pixels of held-out views that a score is of."""
+    quick_share: int
+    """While something moves, a ray has one in so many of its samples."""
+    moving_seconds: float
+    """How long a picture may take while something moves."""
+
+
+SLOW, FAST = Scale(16, 24, 256, 4, 0.2), Scale(128, 192, 8192, 1, 0.04)
+"""Of a CPU; of a GPU or TPU."""
+
+Tile = Callable[[Params, Float[Any, "4 4"]], UInt8[Array, "height width 3"]]
+
+
+class Machine(NamedTuple):
+    """The compiled functions, and the sizes that they were compiled for."""
+
+    step: Callable[[Params, Views, int, int], Params]
+    """`(params, support, scene, number)`."""
+    score: Callable[[Params, Views], Float[Array, ""]]
+    """PSNR in dB at some pixels of held-out views, always the same ones."""
+    quick_tile: Tile
+    """With few samples; the pose is of `viewing.tile_pose`."""
+    tile: Tile
+    scale: Scale
+
+
+def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
+    """Returns the compiled functions of a run; each compiles once.
+
+    Args:
+      settings: of the run.
+      scale: how much to do at a time.
+      seed: of the inner loop's draws.
+    """
+    apply = assembly.field_apply(assembly.radiance_field(settings), settings.field.implementation)
+    size = {"height": scale.height, "width": scale.width}
+    fitting = assembly.scene_signal(settings, **size, num_rays=settings.inner.num_rays)
+    judging = assembly.scene_signal(settings, **size, num_rays=scale.score_rays)
+    optimiser = optax.sgd(settings.inner.step_size)
+    num_samples = max(settings.sampling.num_samples // scale.quick_share, 2)
+    quick = dataclasses.replace(settings.sampling, num_samples=num_samples)
+
+    def step(params: Params, support: Views, scene: Array, number: Array) -> Params:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), scene), number)
+        # Plain gradient descent keeps no state, so single steps are one long loop.
+        return metalearning.adapt(fitting.loss, optimiser, params, support, key[None]).params
+
+    def score(params: Params, views: Views) -> Float[Array, ""]:
+        return -10 * jnp.log10(judging.loss(params, views, jax.random.key(seed)))
+
+    def tile(sampling: Sampling, params: Params, pose: Float[Array, "4 4"]) -> Array:
+        focal = jnp.float32(scale.height / 2)
+        seen = render_view(partial(apply, params), pose, focal, sampling, **size, pixel_centre=settings.pixel_centre)
+        return jnp.round(255 * jnp.clip(seen.rgb, 0, 1)).astype(jnp.uint8)
+
+    return Machine(
+        step=jax.jit(step),
+        score=jax.jit(score),
+        quick_tile=jax.jit(partial(tile, quick)),
+        tile=jax.jit(partial(tile, settings.sampling)),
+        scale=scale,
+    )
