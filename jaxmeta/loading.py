@@ -6,16 +6,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import assembly, checkpoints, config, devices, metalearning
+from jaxmeta import assembly, checkpoints, devices
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import CheckpointError
-from jaxmeta.metalearning import Params
+from jaxmeta.metalearning import Initialisation
 
 
 def load_initialisation(
     run: Path, settings: TrainConfig, checkpoint: Literal["latest", "best"] = "latest"
-) -> tuple[int, Params]:
-    """Returns the meta-step and the parameters of a run's initialisation, on the first device.
+) -> tuple[int, Initialisation]:
+    """Returns the meta-step of a run and the initialisation that it learned, on the first device.
 
     Args:
       run: its folder.
@@ -29,7 +29,7 @@ def load_initialisation(
     if checkpoint == "best" and not folder.is_dir():
         raise CheckpointError(f"{run} holds no state with the best validation; drop --checkpoint best")
     init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
-    like = metalearning.initial_state(init(jax.random.key(0)), config.outer_optimiser(settings.outer))
+    like = assembly.first_state(settings, init(jax.random.key(0)))
     with checkpoints.open_checkpoints(run, folder.name, read_only=True) as saved:
         found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))
     if found is None:

@@ -14,7 +14,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 
 from jaxmeta import assembly, config, metalearning, runfiles
@@ -133,7 +132,8 @@ def adapt(wanted: MeshConfig, settings: TrainConfig, index: int, support: Views)
     signal = assembly.scene_signal(settings, height=height, width=width, num_rays=settings.inner.num_rays)
     _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(wanted.seed), index), wanted.steps)
-    fit = jax.jit(partial(metalearning.adapt, signal.loss, optax.sgd(settings.inner.step_size)))
+    optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
+    fit = jax.jit(partial(metalearning.adapt, signal.loss, optimiser))
     return fit(learned, jax.tree.map(jnp.asarray, support), keys).params
 
 

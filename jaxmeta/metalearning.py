@@ -122,11 +122,11 @@ def adapt(
       keys: one for each step, along the leading axis; their number is the number of steps.
       unroll: how many steps the compiled loop's body holds.
     """
-    params, optimiser = _start(initialisation, optimiser)
+    params, optimiser = start(initialisation, optimiser)
     # Where the loop is differentiated, a step keeps its parameters and computes the rest again: 32 steps on a scene of
     # full size would else keep 25.8 GiB, and so 1.4. Where it is not, this does nothing.
-    inner_step = jax.checkpoint(partial(_inner_step, loss_fn, optimiser, data), prevent_cse=False)
-    (adapted, _), losses = jax.lax.scan(inner_step, (params, optimiser.init(params)), keys, unroll=unroll)
+    one_step = jax.checkpoint(partial(inner_step, loss_fn, optimiser, data), prevent_cse=False)
+    (adapted, _), losses = jax.lax.scan(one_step, (params, optimiser.init(params)), keys, unroll=unroll)
     return Adapted(adapted, losses)
 
 
@@ -148,11 +148,11 @@ def adapt_in_stages(
       keys: one for each step, along the leading axis, at least as many as the last stage has steps.
       stages: numbers of steps, increasing.
     """
-    params, optimiser = _start(initialisation, optimiser)
+    params, optimiser = start(initialisation, optimiser)
 
     def one_step(step: Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
         key = jax.tree.map(lambda leaf: leaf[step], keys)
-        return _inner_step(loss_fn, optimiser, data, carry, key)[0]
+        return inner_step(loss_fn, optimiser, data, carry, key)[0]
 
     def one_stage(carry: tuple[Params, Any], span: tuple[Array, Array]) -> tuple[tuple[Params, Any], Params]:
         carry = jax.lax.fori_loop(span[0], span[1], one_step, carry)
@@ -163,7 +163,7 @@ def adapt_in_stages(
     return jax.lax.scan(one_stage, (params, optimiser.init(params)), spans)[1]
 
 
-def _start(
+def start(
     initialisation: Initialisation, optimiser: optax.GradientTransformation
 ) -> tuple[Params, optax.GradientTransformation]:
     """Returns the parameters to start from, and the optimiser with the learned step sizes if there are any."""
@@ -183,9 +183,10 @@ def _scale_by(step_sizes: Params) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), scale)
 
 
-def _inner_step(
+def inner_step(
     loss_fn: LossFn, optimiser: optax.GradientTransformation, data: Any, carry: tuple[Params, Any], key: Any
 ) -> tuple[tuple[Params, Any], Float[Array, ""]]:
+    """Returns the parameters and the optimiser's state after one step from `carry`, and the loss before it."""
     params, opt_state = carry
     loss, gradient = jax.value_and_grad(loss_fn)(params, data, key)
     updates, opt_state = optimiser.update(gradient, opt_state, params)

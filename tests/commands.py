@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmeta import assembly, checkpoints, metalearning, runfiles
-from jaxmeta import config as configs
+from jaxmeta import assembly, checkpoints, runfiles
 from jaxmeta.cameras import orbit_pose
 from jaxmeta.config import DataConfig, FieldConfig, InnerConfig, TrainConfig
 from jaxmeta.data.shapenet import write_scene, write_splits
@@ -78,7 +77,7 @@ def write_run(folder: Path) -> Path:
     )
     runfiles.claim_run(settings)
     params = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init(jax.random.key(0))
-    state = metalearning.initial_state(params, configs.outer_optimiser(settings.outer))
+    state = assembly.first_state(settings, params)
     with checkpoints.open_checkpoints(settings.run) as saved:
         checkpoints.save(saved, state, {})
         checkpoints.finish(saved)

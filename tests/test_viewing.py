@@ -12,7 +12,7 @@ from viser import transforms
 from jaxmeta.cameras import orbit_pose, pixel_rays
 from jaxmeta.viewer import pictures, sessions
 from jaxmeta.viewer.pictures import Camera, Picture
-from jaxmeta.viewer.sessions import Choice, Inbox, Session
+from jaxmeta.viewer.sessions import Choice, Fit, Inbox, Session
 
 
 def window_directions(pose: np.ndarray, focal: float, height: int, width: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_pictures_follow_cameras_and_fields():
     assert pictures.stale(pictures.looked(shown, {}, changed=True)) == ["a", "b"]
 
 
-FITS = {"learned": jnp.ones(1), "standard": jnp.zeros(1)}
+FITS = {"learned": Fit(jnp.ones(1), ()), "standard": Fit(jnp.zeros(1), ())}
 
 
 def scored(session: Session, times: int) -> Session:

@@ -63,7 +63,8 @@ def main() -> None:
     machine = make_machine(settings, SLOW if jax.default_backend() == "cpu" else FAST, wanted.seed)
     init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
     _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
-    starts = {"learned": learned, "standard": init(jax.random.key(wanted.seed))}
+    standard = assembly.first_initialisation(settings, init(jax.random.key(wanted.seed)))
+    starts = {"learned": learned, "standard": standard}
     print("compiling", flush=True)
     costs = loop.warm_up(machine, starts["learned"], split.views)
     inbox, start = Inbox(), camera_start(split.views, settings.sampling)

@@ -12,12 +12,12 @@ from jaxtyping import UInt8
 
 from jaxmeta import assembly
 from jaxmeta.cameras import Views
-from jaxmeta.metalearning import Params
+from jaxmeta.metalearning import Initialisation, Params
 from jaxmeta.objectives import composite_on_white
 from jaxmeta.viewer import pictures, sessions
 from jaxmeta.viewer.machine import Machine, Scale, Tile
 from jaxmeta.viewer.pictures import Camera
-from jaxmeta.viewer.sessions import Choice, Inbox, Session
+from jaxmeta.viewer.sessions import Choice, Fit, Inbox, Session
 
 HELD_OUT = 4
 """Views that are scored."""
@@ -71,10 +71,11 @@ def choose_data(views: Views, choice: Choice) -> Data:
     return Data(chosen(np.resize(choice.support, sessions.SUPPORT_SLOTS)), chosen(others))
 
 
-def warm_up(machine: Machine, params: Params, views: Views) -> Costs:
+def warm_up(machine: Machine, initialisation: Initialisation, views: Views) -> Costs:
     """Compiles everything, and returns how long tiles take."""
     data, camera = choose_data(views, Choice(0)), Camera(np.eye(4), 1.0, 1.0)
-    jax.block_until_ready((machine.step(params, data.support, 0, 0), machine.score(params, data.held_out)))
+    fit = machine.step(initialisation, machine.start(initialisation), data.support, 0, 0)
+    params = jax.block_until_ready((fit.params, machine.score(fit.params, data.held_out)))[0]
     seconds = []
     for tile in (machine.quick_tile, machine.tile):
         render(tile, machine.scale, params, camera, 1)
@@ -99,23 +100,27 @@ def render(
     return Drawn(image, True, (time.perf_counter() - began) / side**2)
 
 
-def begin(machine: Machine, starts: Mapping[str, Params], session: Session, data: Data) -> Session:
+def begin(machine: Machine, starts: Mapping[str, Initialisation], session: Session, data: Data) -> Session:
     """Returns a session with the scores that the initialisations have as they are."""
-    scores = {name: machine.score(params, data.held_out) for name, params in starts.items()}
-    return sessions.advanced(session, starts, {name: float(score) for name, score in scores.items()})
+    return scored(machine, session, {name: machine.start(start) for name, start in starts.items()}, data)
 
 
-def step(machine: Machine, session: Session, data: Data) -> Session:
+def step(machine: Machine, starts: Mapping[str, Initialisation], session: Session, data: Data) -> Session:
     """Returns a session after one more step of each fit, from the same draws."""
-    number = session.step
-    fits = {
-        name: machine.step(params, data.support, session.choice.scene, number) for name, params in session.fits.items()
-    }
-    scores = {name: machine.score(params, data.held_out) for name, params in fits.items()}
+    scene, number = session.choice.scene, session.step
+    fits = {name: machine.step(starts[name], fit, data.support, scene, number) for name, fit in session.fits.items()}
+    return scored(machine, session, fits, data)
+
+
+def scored(machine: Machine, session: Session, fits: Mapping[str, Fit], data: Data) -> Session:
+    """Returns a session with the fits that a step, or the beginning, led to."""
+    scores = {name: machine.score(fit.params, data.held_out) for name, fit in fits.items()}
     return sessions.advanced(session, fits, {name: float(score) for name, score in scores.items()})
 
 
-def serve(inbox: Inbox, machine: Machine, costs: Costs, starts: Mapping[str, Params], views: Views, page: Page) -> None:
+def serve(
+    inbox: Inbox, machine: Machine, costs: Costs, starts: Mapping[str, Initialisation], views: Views, page: Page
+) -> None:
     """Does for ever what browsers ask for: the latest wishes first, then a step, then finer pictures.
 
     Args:
@@ -142,12 +147,12 @@ def serve(inbox: Inbox, machine: Machine, costs: Costs, starts: Mapping[str, Par
         if not session.fits:
             session = begin(machine, starts, session, data)
         elif session.step < session.goal:
-            session = step(machine, session, data)
+            session = step(machine, starts, session, data)
         if session is not before:
             page.show_session(session)
         changed = session.fits is not before.fits or session.choice.shown != before.choice.shown
         shown = pictures.looked(shown, cameras, changed=changed)
-        params = session.fits[session.choice.shown]
+        params = session.fits[session.choice.shown].params
         for browser in pictures.stale(shown):
             side = pictures.moving_side(costs.quick, machine.scale.moving_seconds, finest)
             drawn = render(machine.quick_tile, machine.scale, params, shown[browser].camera, side)

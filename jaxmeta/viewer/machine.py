@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, UInt8
 
-from jaxmeta import assembly, metalearning
+from jaxmeta import assembly, config, metalearning
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
-from jaxmeta.metalearning import Params
+from jaxmeta.metalearning import Initialisation, Params
 from jaxmeta.rendering import Sampling, render_view
+from jaxmeta.viewer.sessions import Fit
 
 
 class Scale(NamedTuple):
@@ -41,8 +41,10 @@ Tile = Callable[[Params, Float[Any, "4 4"]], UInt8[Array, "height width 3"]]
 class Machine(NamedTuple):
     """The compiled functions, and the sizes that they were compiled for."""
 
-    step: Callable[[Params, Views, int, int], Params]
-    """`(params, support, scene, number)`."""
+    start: Callable[[Initialisation], Fit]
+    """Before the first step."""
+    step: Callable[[Initialisation, Fit, Views, int, int], Fit]
+    """`(initialisation, fit, support, scene, number)`."""
     score: Callable[[Params, Views], Float[Array, ""]]
     """PSNR in dB at some pixels of held-out views, always the same ones."""
     quick_tile: Tile
@@ -63,14 +65,18 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
     size = {"height": scale.height, "width": scale.width}
     fitting = assembly.scene_signal(settings, **size, num_rays=settings.inner.num_rays)
     judging = assembly.scene_signal(settings, **size, num_rays=scale.score_rays)
-    optimiser = optax.sgd(settings.inner.step_size)
+    inner_optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
     num_samples = max(settings.sampling.num_samples // scale.quick_share, 2)
     quick = dataclasses.replace(settings.sampling, num_samples=num_samples)
 
-    def step(params: Params, support: Views, scene: Array, number: Array) -> Params:
+    def start(initialisation: Initialisation) -> Fit:
+        params, optimiser = metalearning.start(initialisation, inner_optimiser)
+        return Fit(params, optimiser.init(params))
+
+    def step(initialisation: Initialisation, fit: Fit, support: Views, scene: Array, number: Array) -> Fit:
+        _, optimiser = metalearning.start(initialisation, inner_optimiser)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), scene), number)
-        # Plain gradient descent keeps no state, so single steps are one long loop.
-        return metalearning.adapt(fitting.loss, optimiser, params, support, key[None]).params
+        return Fit(*metalearning.inner_step(fitting.loss, optimiser, support, tuple(fit), key)[0])
 
     def score(params: Params, views: Views) -> Float[Array, ""]:
         return -10 * jnp.log10(judging.loss(params, views, jax.random.key(seed)))
@@ -81,6 +87,7 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
         return jnp.round(255 * jnp.clip(seen.rgb, 0, 1)).astype(jnp.uint8)
 
     return Machine(
+        start=jax.jit(start),
         step=jax.jit(step),
         score=jax.jit(score),
         quick_tile=jax.jit(partial(tile, quick)),

@@ -24,11 +24,19 @@ class Choice(NamedTuple):
     """Which initialisation."""
 
 
+class Fit(NamedTuple):
+    """How far the inner loop came from one initialisation."""
+
+    params: Params
+    opt_state: Any
+    """Of the inner optimiser."""
+
+
 class Session(NamedTuple):
     """The adaptation of a scene from each initialisation, in step."""
 
     choice: Choice
-    fits: Mapping[str, Params] = {}
+    fits: Mapping[str, Fit] = {}
     """By initialisation; none before the first scores."""
     psnr: Mapping[str, tuple[float, ...]] = {}
     """By initialisation, after 0, 1, 2, .. steps."""
@@ -63,7 +71,7 @@ def reset(session: Session) -> Session:
     return Session(session.choice)
 
 
-def advanced(session: Session, fits: Mapping[str, Params], psnr: Mapping[str, float]) -> Session:
+def advanced(session: Session, fits: Mapping[str, Fit], psnr: Mapping[str, float]) -> Session:
     """Returns the session with the parameters and scores that a step, or the beginning, led to."""
     curves = {name: (*session.psnr.get(name, ()), value) for name, value in psnr.items()}
     return session._replace(fits=fits, psnr=curves)
