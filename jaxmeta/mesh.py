@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import assembly, config, metalearning, runfiles
+from jaxmeta import assembly, config, devices, metalearning, runfiles
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import load_split
@@ -71,6 +71,7 @@ def main() -> None:
     radius = isosurfaces.seen_radius(support, settings.sampling) if wanted.radius is None else wanted.radius
     if not radius > 0:
         raise InputError("no ball about the origin lies wholly in every support view; give --radius")
+    devices.keep_compiled()
     adapted = adapt(wanted, settings, index, support)
     field = partial(assembly.radiance_field(settings).apply, adapted)
     mesh = isosurfaces.isosurface(field, radius=radius, resolution=wanted.resolution, threshold=wanted.threshold)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import tyro
 
-from jaxmeta import assembly, config
+from jaxmeta import assembly, config, devices
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import Split, count_views, load_split
@@ -60,6 +60,7 @@ def main() -> None:
     settings = config.load(wanted.run / "config.json")
     page.check_port(wanted.host, wanted.port)
     split = load_scenes(wanted, settings)
+    devices.keep_compiled()
     machine = make_machine(settings, SLOW if jax.default_backend() == "cpu" else FAST, wanted.seed)
     init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
     _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
