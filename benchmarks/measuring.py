@@ -57,9 +57,7 @@ def median_seconds(function: Callable[..., Any], *arguments: Any, repeats: int =
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        for _ in range(calls):
-            result = function(*arguments)
-        jax.block_until_ready(result)
+        jax.block_until_ready([function(*arguments) for _ in range(calls)])
         times.append((time.perf_counter() - began) / calls)
     return statistics.median(times)
 
