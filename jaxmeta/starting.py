@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxmeta import assembly, checkpoints, devices, initialisations
+from jaxmeta import assembly, initialisations
 from jaxmeta import config as configs
 from jaxmeta.config import TrainConfig
-from jaxmeta.errors import CheckpointError, InputError
+from jaxmeta.errors import InputError
+from jaxmeta.loading import load_initialisation
 from jaxmeta.metalearning import Learned, MetaState, Params
 
 
@@ -28,21 +29,16 @@ def first_state(settings: TrainConfig, init: Callable[[Array], Params]) -> MetaS
     params = init(jax.random.key(settings.seed))
     has_begun = any((settings.run / "checkpoints").glob("[0-9]*"))
     if settings.start_from is not None and not has_begun:
-        params = _learned(settings.start_from, settings, params)
+        params = _learned(settings.start_from, settings)
     return assembly.first_state(settings, params)
 
 
-def _learned(source: Path, settings: TrainConfig, like: Params) -> Params:
+def _learned(source: Path, settings: TrainConfig) -> Params:
     """Returns the network of a run's newest sound checkpoint or of a file; learned step sizes stay behind."""
     if source.is_dir():
         theirs = configs.load(source / "config.json")
         _check_same_network(source, theirs, settings)
-        start = assembly.first_state(theirs, like)
-        with checkpoints.open_checkpoints(source, read_only=True) as saved:
-            found = checkpoints.restore(saved, like=start, sharding=devices.replicated(devices.scene_mesh()))
-        if found is None:
-            raise CheckpointError(f"--start-from {source} holds no checkpoint yet")
-        learned = found.state.params
+        learned = load_initialisation(source, theirs)[1]
     else:
         content = initialisations.read(source)
         _check_same_network(source, content.settings, settings)

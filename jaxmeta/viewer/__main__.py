@@ -58,6 +58,8 @@ def main() -> None:
     from jaxmeta.viewer import page
 
     settings = config.load(wanted.run / "config.json")
+    if settings.inner.optimiser != "sgd" or settings.outer.algorithm == "meta-sgd":
+        raise InputError(f"{wanted.run} adapts by Adam or learned step sizes; the viewer fits by plain descent alone")
     page.check_port(wanted.host, wanted.port)
     split = load_scenes(wanted, settings)
     devices.keep_compiled()

@@ -1,0 +1,46 @@
+"""Counts what a scene's meta-gradient costs by each algorithm: operations and memory, as XLA has them.
+
+    python benchmarks/algorithms.py
+
+Network, rays and samples are those of the preset `cars`; nothing is run.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import assembly
+from jaxmeta.cameras import Views
+from jaxmeta.metalearning import Keys
+from jaxmeta.presets import PRESETS
+
+
+def main() -> None:
+    """Prints a row of a table for each algorithm."""
+    print("| algorithm | GFLOP an inner step | GFLOP besides | MiB |\n|---|---|---|---|")
+    for algorithm in ("reptile", "fomaml", "maml", "meta-sgd"):
+        once, twice = (costs(algorithm, num_steps=steps, unroll=steps)[0] for steps in (1, 2))
+        memory = costs(algorithm, num_steps=32, unroll=1)[1]
+        print(f"| {algorithm} | {twice - once:.1f} | {2 * once - twice:.1f} | {memory:.0f} |", flush=True)
+
+
+def costs(algorithm: str, *, num_steps: int, unroll: int) -> tuple[float, float]:
+    """Returns GFLOP, where a loop counts as its body, and MiB of temporaries of one scene's meta-gradient."""
+    config = PRESETS["cars"][1]
+    config = dataclasses.replace(
+        config,
+        inner=dataclasses.replace(config.inner, num_steps=num_steps, unroll=unroll),
+        outer=dataclasses.replace(config.outer, algorithm=algorithm),
+    )
+    signal = assembly.scene_signal(config, height=128, width=128, num_rays=config.inner.num_rays)
+    start = assembly.first_initialisation(config, signal.init(jax.random.key(0)))
+    views = Views(jnp.zeros((25, 128, 128, 4), jnp.uint8), jnp.zeros((25, 4, 4)), jnp.float32(178.0))
+    keys = Keys(jax.random.split(jax.random.key(0), num_steps), jax.random.key(1))
+    scene_gradient = assembly.scene_gradient(config, signal.loss, signal.loss)
+    compiled = jax.jit(scene_gradient).lower(start, views, keys).compile()
+    return compiled.cost_analysis()["flops"] / 1e9, compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+
+if __name__ == "__main__":
+    main()
