@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.measuring import tell
+from measuring import tell
 from jaxmeta.errors import run_command
 
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,83 @@
+"""Measures how long a user waits: the adaptation of a few scenes, and the rendering of views.
+
+    python benchmarks/latency.py
+    python benchmarks/latency.py --small                    on a CPU, in a minute
+
+Prints two tables and two lines of JSON. Adaptation: 128 rays a step, for one scene and for many at once. Rendering:
+whole views of one adapted field.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from measuring import SIZE, median_seconds, noise_views, tell
+from step_time import StepConfig, settings_for
+from jaxmeta import config
+from jaxmeta.assembly import assemble
+from jaxmeta.cameras import Views
+from jaxmeta.config import TrainConfig
+from jaxmeta.errors import run_command
+from jaxmeta.metalearning import adapt
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyConfig:
+    """Measure how long a user waits."""
+
+    preset: str = "cars"
+    """Settings of the network and the inner loop."""
+    implementation: Literal["auto", "xla", "fused"] = "auto"
+    """Of the network."""
+    num_steps: tuple[int, ...] = (32, 100, 1000)
+    """Inner steps of an adaptation."""
+    num_scenes: tuple[int, ...] = (1, 64)
+    """Scenes adapted at once."""
+    sizes: tuple[int, ...] = (128, 512)
+    """Pixels along each side of a view."""
+    small: bool = False
+    """A network, rays and samples that a CPU does in seconds."""
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    wanted = tyro.cli(LatencyConfig)
+    settings = settings_for(
+        StepConfig(preset=wanted.preset, implementation=wanted.implementation, small=wanted.small)
+    )
+    about = {"preset": wanted.preset}
+    cases = [(scenes, steps) for scenes in wanted.num_scenes for steps in wanted.num_steps]
+    tell([adaptation(settings, *case) for case in cases], about | {"benchmark": "adaptation"})
+    tell([rendering(settings, size) for size in wanted.sizes], about | {"benchmark": "rendering"})
+
+
+def adaptation(settings: TrainConfig, num_scenes: int, num_steps: int) -> dict[str, Any]:
+    """Returns the row of fitting scenes at once from one view each."""
+    signal = assemble(settings, size=(SIZE, SIZE), num_rays=settings.inner.num_rays)
+    optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
+    views = jax.tree.map(jnp.asarray, noise_views(num_scenes, num_views=1))
+
+    @jax.jit
+    def run(params: Any, views: Views) -> Any:
+        keys = jax.random.split(jax.random.key(1), (num_scenes, num_steps))
+        return jax.vmap(lambda view, key: adapt(signal.loss, optimiser, params, view, key).params)(views, keys)
+
+    seconds = median_seconds(run, signal.init(jax.random.key(0)), views)
+    return {"scenes": num_scenes, "steps": num_steps, "seconds": seconds, "ms per step": 1e3 * seconds / num_steps}
+
+
+def rendering(settings: TrainConfig, size: int) -> dict[str, Any]:
+    """Returns the row of rendering one view."""
+    signal = assemble(settings, size=(size, size), num_rays=1)
+    views = noise_views(1, num_views=1)
+    render = jax.jit(partial(signal.render_pose, pose=views.poses[0, 0], focal=views.focal[0] * size / SIZE))
+    seconds = median_seconds(render, signal.init(jax.random.key(0)), calls=5)
+    return {"view": f"{size} x {size}", "ms": 1e3 * seconds, "views per s": 1 / seconds}
+
+
+if __name__ == "__main__":
+    run_command(main)

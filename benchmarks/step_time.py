@@ -1,0 +1,134 @@
+"""Measures what a meta-step costs, by scenes at once.
+
+    python benchmarks/step_time.py --batches 1 4 16 64
+    python benchmarks/step_time.py --small                  on a CPU, in a minute
+
+Prints a row for each batch and one line of JSON: milliseconds per scene-iteration (one scene through the inner loop),
+useful TFLOP/s (matmuls counted, see `measuring.inner_step_operations`), their share of what one large matmul reaches in
+the same process, seconds of compilation, and the temporary memory of the compiled program on one device.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from measuring import (
+    SIZE,
+    inner_step_operations,
+    matmul_ceiling,
+    median_seconds,
+    noise_views,
+    original_milliseconds,
+    tell,
+)
+from jaxmeta import config, devices, training
+from jaxmeta.assembly import assemble, first_state, scene_gradient
+from jaxmeta.config import TrainConfig
+from jaxmeta.errors import run_command
+from jaxmeta.presets import PRESETS
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """Measure what a meta-step costs."""
+
+    preset: str = "cars"
+    """Settings of the network and the inner loop."""
+    batches: tuple[int, ...] = (1, 4, 16)
+    """Scenes at once, over all devices."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matmuls' operands."""
+    implementation: Literal["auto", "xla", "fused"] = "auto"
+    """Of the network."""
+    num_steps: int = 10
+    """Meta-steps in one go."""
+    unroll: int = 1
+    """Inner steps in the compiled loop's body."""
+    small: bool = False
+    """A network, rays and samples that a CPU does in seconds."""
+    original: Path | None = None
+    """Timing script of an original implementation, run in turns with ours at batch 1."""
+    turns: int = 3
+    """How often the two are run in turns."""
+
+
+def main() -> None:
+    """Measures what the command line asks for."""
+    wanted = tyro.cli(StepConfig)
+    settings = settings_for(wanted)
+    ceiling = matmul_ceiling(1024 if jax.default_backend() == "cpu" else 8192)
+    rows = [measure(wanted, settings, num_scenes, ceiling) for num_scenes in wanted.batches]
+    about: dict[str, Any] = {"benchmark": "step_time", "preset": wanted.preset, "ceiling TFLOP/s": ceiling / 1e12}
+    tell(rows, about)
+    if wanted.original:
+        tell(in_turns(wanted, settings, ceiling, wanted.original), about | {"original": wanted.original.name})
+
+
+def settings_for(wanted: StepConfig) -> TrainConfig:
+    """Returns the preset with the wanted changes."""
+    settings = PRESETS[wanted.preset][1]
+    kind: Any = settings.signal
+    field = dataclasses.replace(kind.field, compute_dtype=wanted.dtype, implementation=wanted.implementation)
+    sampling, inner = kind.sampling, dataclasses.replace(settings.inner, unroll=wanted.unroll)
+    if wanted.small:
+        field = dataclasses.replace(field, width=32, depth=2)
+        sampling = dataclasses.replace(sampling, num_samples=16)
+        inner = dataclasses.replace(inner, num_rays=32, num_steps=4)
+    kind = dataclasses.replace(kind, field=field, sampling=sampling)
+    return dataclasses.replace(settings, signal=kind, inner=inner)
+
+
+def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling: float) -> dict[str, Any]:
+    """Returns the row of one batch size."""
+    mesh = devices.scene_mesh()
+    signal = assemble(settings, size=(SIZE, SIZE), num_rays=settings.inner.num_rays)
+    steps = training.make_train_steps(
+        scene_gradient(settings, signal.loss, signal.loss),
+        config.outer_optimiser(settings.outer),
+        mesh,
+        seed=0,
+        num_inner_steps=settings.inner.num_steps,
+    )
+    views = devices.put(noise_views(max(num_scenes, mesh.size)), devices.replicated(mesh))
+    state = devices.put(first_state(settings, signal.init(jax.random.key(0))), devices.replicated(mesh))
+    padded = devices.padded_size(num_scenes, mesh)
+    batches = jnp.asarray(np.resize(np.arange(num_scenes), (wanted.num_steps, padded)), jnp.int32)
+    began = time.perf_counter()
+    compiled = steps.lower(state, views, batches).compile()
+    compile_seconds = time.perf_counter() - began
+
+    def call() -> Any:
+        # The steps consume the state; a copy is small beside what they do.
+        return compiled(jax.tree.map(jnp.copy, state), views, batches)
+
+    seconds = median_seconds(call) / (wanted.num_steps * padded)
+    rate = inner_step_operations(settings) * settings.inner.num_steps / seconds / mesh.size
+    return {
+        "scenes": num_scenes,
+        "devices": mesh.size,
+        "ms per scene": 1e3 * seconds,
+        "TFLOP/s": rate / 1e12,
+        "of ceiling": rate / ceiling,
+        "compile s": compile_seconds,
+        "temporary GiB": compiled.memory_analysis().temp_size_in_bytes / 2**30,
+    }
+
+
+def in_turns(wanted: StepConfig, settings: TrainConfig, ceiling: float, script: Path) -> list[dict[str, Any]]:
+    """Returns a row for each turn: ours and the original's milliseconds per scene-iteration, and how much faster."""
+    rows = []
+    for turn in range(wanted.turns):
+        ours = measure(wanted, settings, 1, ceiling)["ms per scene"]
+        theirs = original_milliseconds(script, wanted.num_steps)
+        rows.append({"turn": turn, "ours ms": ours, "original ms": theirs, "times": theirs / ours})
+    return rows
+
+
+if __name__ == "__main__":
+    run_command(main)
