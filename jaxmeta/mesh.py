@@ -68,7 +68,11 @@ def main() -> None:
     settings = config.load(wanted.run / "config.json")
     runfiles.claim_folder(wanted.out.parent)
     index, support = load_support(wanted, settings)
-    radius = isosurfaces.seen_radius(support, settings.sampling) if wanted.radius is None else wanted.radius
+    radius = (
+        isosurfaces.seen_radius(support, assembly.views_config(settings).sampling)
+        if wanted.radius is None
+        else wanted.radius
+    )
     if not radius > 0:
         raise InputError("no ball about the origin lies wholly in every support view; give --radius")
     devices.keep_compiled()
@@ -106,12 +110,12 @@ def load_support(wanted: MeshConfig, settings: TrainConfig) -> tuple[int, Views]
       InputError: there is no such scene.
     """
     split = load_split(
-        wanted.data_root or settings.data.root,
-        settings.data.class_name,
+        wanted.data_root or assembly.views_config(settings).data.root,
+        assembly.views_config(settings).data.class_name,
         wanted.split,
         num_views=max(wanted.support) + 1,
-        layout=settings.data.layout,
-        assume_opaque=settings.data.assume_opaque,
+        layout=assembly.views_config(settings).data.layout,
+        assume_opaque=assembly.views_config(settings).data.assume_opaque,
     )
     if wanted.scene not in split.ids:
         some = ", ".join(split.ids[:4]) + ", .." * (len(split.ids) > 4)

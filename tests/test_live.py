@@ -12,7 +12,8 @@ import pytest
 from jaxmeta import assembly, metalearning
 from jaxmeta import config as configs
 from jaxmeta.cameras import Views, orbit_pose
-from jaxmeta.config import FieldConfig, InnerConfig, TrainConfig
+from jaxmeta.config import InnerConfig, TrainConfig
+from jaxmeta.kinds.views import FieldConfig, ViewsConfig
 from jaxmeta.rendering import Sampling, render_view
 from jaxmeta.viewer import loop, sessions
 from jaxmeta.viewer.loop import Page
@@ -21,8 +22,10 @@ from jaxmeta.viewer.pictures import Camera
 from jaxmeta.viewer.sessions import Choice, Inbox
 
 SETTINGS = TrainConfig(
-    field=FieldConfig(width=8, depth=1, num_frequencies=2, max_log2_frequency=1.0),
-    sampling=Sampling(near=2.5, far=5.5, num_samples=8),
+    signal=ViewsConfig(
+        field=FieldConfig(width=8, depth=1, num_frequencies=2, max_log2_frequency=1.0),
+        sampling=Sampling(near=2.5, far=5.5, num_samples=8),
+    ),
     inner=InnerConfig(num_rays=8, step_size=0.1),
 )
 SCALE = Scale(height=4, width=6, score_rays=16, quick_share=4, moving_seconds=0.0)
