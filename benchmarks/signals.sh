@@ -7,8 +7,8 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} out=${OUT:-runs}
 
+# validation_psnr in metrics.jsonl is the curve over the meta-steps.
 if [ "$1" = images ]; then
-    # 0.01 s to 0.1 s a meta-step is to be expected; validation_psnr in metrics.jsonl is the curve over 200 .. 1000.
     $python train.py images-paper --run "$out/images" --outer.num-steps 1000 --outer.learning-rate 3e-5 \
         --validation.every 200 --log-every 100
     $python eval.py "$out/images" --num-scenes 100 --stages 0 1 2 5 --baselines standard mean
