@@ -136,9 +136,10 @@ class CTConfig(Kind):
             few = num_rays is not None and num_rays < len(scene.scan.angles)
             return projection_loss(network.apply, params, scene.scan, key, num_directions=num_rays if few else None)
 
-        def predict(params: Params, density: Array, *, rays_per_chunk: int = 2**16) -> Float[Array, "size size 1"]:
+        def predict(params: Params, density: Array, *, rays_per_chunk: int = 2**16) -> Float[Array, "size size 3"]:
             points = jnp.asarray(grid_points(*density.shape))
-            return values_at(network.apply, params, Samples(points, points), rays_per_chunk=rays_per_chunk)
+            values = values_at(network.apply, params, Samples(points, points), rays_per_chunk=rays_per_chunk)
+            return grey(values[..., 0])
 
         def output(params: Params, scene: Scene, key: Array) -> Float[Array, "points 1"]:
             return jnp.asarray(network.apply(params, jax.random.uniform(key, (_NUM_POINTS, 2))))
@@ -147,11 +148,16 @@ class CTConfig(Kind):
             init=lambda key: network.init(key, jnp.zeros((1, 2))),
             loss=loss,
             predict=predict,
-            target=lambda density: jnp.asarray(density)[..., None],
+            target=grey,
             support=some_projections,
             output=output,
             query=lambda scenes, chosen, numbers: scenes.density[chosen][:, None],
         )
+
+
+def grey(density: Float[Any, "size size"]) -> Float[Array, "size size 3"]:
+    """Returns a slice as a picture: three channels alike."""
+    return jnp.repeat(jnp.asarray(density)[..., None], 3, axis=-1)
 
 
 def some_projections(scenes: Scene, chosen: Int[np.ndarray, "tasks"], numbers: Int[np.ndarray, "tasks views"]) -> Scene:

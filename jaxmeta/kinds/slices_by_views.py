@@ -36,7 +36,7 @@ def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
         target = done.signal.target(item)
         for name in names:
             images = [predict(jax.tree.map(lambda leaf: leaf[place], fits[name]), item) for fits in columns]  # noqa: B023
-            rows.append([_coloured(image) for image in (target, *images)])
+            rows.append([np.asarray(image) for image in (target, *images)])
             scores = " / ".join(f"{psnr(image, target):.1f}" for image in images)
             row_titles.append(f"{done.split.ids[scene]} {name} {scores} dB")
     titles = ["slice"] + [_title(len(views), done.stages[-1]) for views in done.supports]
@@ -66,7 +66,3 @@ def _num_steps(num_views: int, most: int) -> int:
 
 def _title(num_views: int, most: int) -> str:
     return f"{num_views} view{'s' * (num_views > 1)}\n{_num_steps(num_views, most)} steps"
-
-
-def _coloured(image: Any) -> np.ndarray:
-    return np.repeat(np.asarray(image), 3, axis=-1)
