@@ -6,8 +6,6 @@ from jaxmeta import config as configs
 from jaxmeta import metalearning
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError
-from jaxmeta.fields import RadianceField
-from jaxmeta.kinds import views
 from jaxmeta.kinds.views import ViewsConfig
 from jaxmeta.metalearning import Initialisation, LossFn, MetaState, Params, SceneGradientFn
 from jaxmeta.signals import Signal
@@ -52,11 +50,6 @@ def views_config(config: TrainConfig) -> ViewsConfig:
     if not isinstance(config.signal, ViewsConfig):
         raise InputError(f"{config.run} is a run of {config.signal.kind}; this is for scenes seen in views")
     return config.signal
-
-
-def radiance_field(config: TrainConfig) -> RadianceField:
-    """Returns the network of scenes seen in views."""
-    return views.radiance_field(views_config(config))
 
 
 def scene_gradient(config: TrainConfig, loss: LossFn, query_loss: LossFn) -> SceneGradientFn:

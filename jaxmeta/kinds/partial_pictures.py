@@ -41,8 +41,8 @@ def draw_parts(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
     return Picture(
         path,
         "All of the picture",
-        "The network is given the pixels that are not grey in the first column. Look at the rest of the picture: it comes "
-        "from what was learned about the class.",
+        "The network is given the pixels that are not grey in the first column. Look at the rest of the picture: it "
+        "comes from what was learned about the class.",
     )
 
 

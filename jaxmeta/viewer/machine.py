@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxmeta import assembly, config, metalearning
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
-from jaxmeta.kinds import views
+from jaxmeta.kinds.views import field_apply, radiance_field
 from jaxmeta.metalearning import Initialisation, Params
 from jaxmeta.rendering import Sampling, render_view
 from jaxmeta.viewer.sessions import Fit
@@ -62,13 +62,14 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
       scale: how much to do at a time.
       seed: of the inner loop's draws.
     """
-    apply = views.field_apply(assembly.radiance_field(settings), assembly.views_config(settings).field.implementation)
+    scenes = assembly.views_config(settings)
+    apply = field_apply(radiance_field(scenes), scenes.field.implementation)
     size = {"height": scale.height, "width": scale.width}
     fitting = assembly.scene_signal(settings, **size, num_rays=settings.inner.num_rays)
     judging = assembly.scene_signal(settings, **size, num_rays=scale.score_rays)
     inner_optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
-    num_samples = max(assembly.views_config(settings).sampling.num_samples // scale.quick_share, 2)
-    quick = dataclasses.replace(assembly.views_config(settings).sampling, num_samples=num_samples)
+    num_samples = max(scenes.sampling.num_samples // scale.quick_share, 2)
+    quick = dataclasses.replace(scenes.sampling, num_samples=num_samples)
 
     def start(initialisation: Initialisation) -> Fit:
         params, optimiser = metalearning.start(initialisation, inner_optimiser)
@@ -90,7 +91,7 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
             focal,
             sampling,
             **size,
-            pixel_centre=assembly.views_config(settings).pixel_centre,
+            pixel_centre=scenes.pixel_centre,
         )
         return jnp.round(255 * jnp.clip(seen.rgb, 0, 1)).astype(jnp.uint8)
 
@@ -99,6 +100,6 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
         step=jax.jit(step),
         score=jax.jit(score),
         quick_tile=jax.jit(partial(tile, quick)),
-        tile=jax.jit(partial(tile, assembly.views_config(settings).sampling)),
+        tile=jax.jit(partial(tile, scenes.sampling)),
         scale=scale,
     )
