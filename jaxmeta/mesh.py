@@ -21,6 +21,7 @@ from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import load_split
 from jaxmeta.errors import InputError, run_command
+from jaxmeta.kinds.views import radiance_field
 from jaxmeta.loading import load_initialisation
 from jaxmeta.metalearning import Params
 
@@ -77,7 +78,7 @@ def main() -> None:
         raise InputError("no ball about the origin lies wholly in every support view; give --radius")
     devices.keep_compiled()
     adapted = adapt(wanted, settings, index, support)
-    field = partial(assembly.radiance_field(settings).apply, adapted)
+    field = partial(radiance_field(assembly.views_config(settings)).apply, adapted)
     mesh = isosurfaces.isosurface(field, radius=radius, resolution=wanted.resolution, threshold=wanted.threshold)
     runfiles.write_atomically(wanted.out, isosurfaces.encode(mesh, wanted.out.suffix[1:].lower()))
     print(f"{wanted.out}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces within {radius:.3g} of the origin")

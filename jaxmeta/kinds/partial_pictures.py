@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.evaluation import make_adapt
-from jaxmeta.figures import Picture, image_grid
+from jaxmeta.figures import Cell, Picture, image_grid
 from jaxmeta.samples import Samples
 from jaxmeta.signals import Evaluated
 
@@ -35,7 +35,7 @@ def draw_parts(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
         item = Samples(*(jnp.asarray(leaf[place, 0]) for leaf in whole))
         seen = _given(Samples(support.points[place], support.values[place]), item.values.shape)
         made = [predict(jax.tree.map(lambda leaf: leaf[place, 0], fit), item) for fit in fits.values()]  # noqa: B023
-        rows.append([np.asarray(image) for image in (seen, done.signal.target(item), *made)])
+        rows.append([Cell(np.asarray(image)) for image in (seen, done.signal.target(item), *made)])
     titles = ["given", "whole", *(f"{name}\n{done.stages[-1]} steps" for name in fits)]
     image_grid(path, rows, column_titles=titles, row_titles=[done.split.ids[scene] for scene in scenes])
     return Picture(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxmeta.evaluation import make_adapt, psnr
-from jaxmeta.figures import Picture, image_grid
+from jaxmeta.figures import Cell, Picture, image_grid
 from jaxmeta.signals import Evaluated
 
 FEW_STEPS = {1: 50, 2: 100}
@@ -36,9 +36,9 @@ def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
         target = done.signal.target(item)
         for name in names:
             images = [predict(jax.tree.map(lambda leaf: leaf[place], fits[name]), item) for fits in columns]  # noqa: B023
-            rows.append([np.asarray(image) for image in (target, *images)])
-            scores = " / ".join(f"{psnr(image, target):.1f}" for image in images)
-            row_titles.append(f"{done.split.ids[scene]} {name} {scores} dB")
+            noted = [Cell(np.asarray(image), note=f"{psnr(image, target):.1f} dB") for image in images]
+            rows.append([Cell(np.asarray(target)), *noted])
+            row_titles.append(f"{done.split.ids[scene]}, {name}")
     titles = ["slice"] + [_title(len(views), done.stages[-1]) for views in done.supports]
     image_grid(path, rows, column_titles=titles, row_titles=row_titles)
     return Picture(
