@@ -74,7 +74,7 @@ def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
     supports = "; ".join(_listed(views) for views in plan["supports"])
     return {
         "protocol": str(plan["protocol"]),
-        "scenes": f"{num_scenes} of the split {wanted['split']}, {_class_of(training)}",
+        "scenes": f"{num_scenes} of the split {wanted['split']}, class {class_of(training)}",
         **({"views": drawn} if plan["draws"] else {"support views": supports, "query views": _listed(plan["query"])}),
         "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {plan['num_rays']} rays a step, "
         f"scored after {_listed(plan['stages'])} steps",
@@ -142,7 +142,7 @@ def _listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def _class_of(training: Mapping[str, Any]) -> str:
+def class_of(training: Mapping[str, Any]) -> str:
     """Returns what was learned, of a run's config: the class of scenes, or the kind of signal."""
     data = training["data"]
-    return f"class {data['class_name']}" if "class_name" in data else training["kind"]
+    return data.get("class_name") or training["kind"]
