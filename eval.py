@@ -31,16 +31,16 @@ from jaxmeta import (
     tasks,
     turntable,
 )
-from jaxmeta.assembly import first_initialisation, first_state, scene_signal
+from jaxmeta.assembly import assemble, first_initialisation, first_state
 from jaxmeta.comparison import Starts, Subject, compare, num_fits
 from jaxmeta.config import TrainConfig
-from jaxmeta.data.splits import count_views
 from jaxmeta.errors import CheckpointError, JaxmetaError, run_command
 from jaxmeta.metalearning import Initialisation, Learned
 from jaxmeta.protocols import EvalConfig
 from jaxmeta.report import write_report
 from jaxmeta.results import Outcome
-from train import load_scenes, meta_learn
+from jaxmeta.signals import Evaluated
+from train import meta_learn
 
 
 def main() -> None:
@@ -48,21 +48,23 @@ def main() -> None:
     began, compiled = time.perf_counter(), devices.compilation_clock()
     wanted = tyro.cli(EvalConfig)
     settings = config.load(wanted.run / "config.json")
-    protocols.check(wanted)
+    protocols.check(wanted, settings.signal.protocol)
     out = wanted.out or wanted.run / "eval"
     runfiles.claim_folder(out)
-    data = dataclasses.replace(settings.data, root=wanted.data_root or settings.data.root)
-    settings = dataclasses.replace(settings, run=wanted.run, data=data)
-    num_views = count_views(data.root, data.class_name, wanted.split, num_scenes=wanted.num_scenes, layout=data.layout)
-    plan = protocols.resolve(wanted, settings.inner, num_views)
-    split = load_scenes(settings, wanted.split, wanted.num_scenes, tasks.views_needed(plan, num_views))
-    height, width = split.views.images.shape[2:4]
-    signal = scene_signal(settings, height=height, width=width, num_rays=plan.num_rays)
+    settings = dataclasses.replace(settings, run=wanted.run)
+    if wanted.data_root:
+        settings = config.with_root(settings, wanted.data_root)
+    kind = settings.signal
+    num_views = kind.count_views(wanted.split, num_scenes=wanted.num_scenes)
+    plan = protocols.resolve(wanted, settings.inner, num_views, kind.protocol)
+    needed = tasks.views_needed(plan, num_views)
+    split = kind.load(wanted.split, num_scenes=wanted.num_scenes, num_views=needed)
+    signal = assemble(settings, size=split.size, num_rays=plan.num_rays)
     devices.keep_compiled()
     mesh = devices.scene_mesh()
     step, learned = load_learned(settings, wanted.checkpoint, mesh)
     starts = initialisations(wanted, settings, learned, mesh)
-    subject = Subject(signal, split.views, len(split.ids), num_views)
+    subject = Subject(signal, split.scenes, len(split.ids), num_views)
     ready, compiled_before = time.perf_counter(), compiled()
     with tqdm(total=num_fits(plan, starts, len(split.ids)), unit="fit", disable=None) as bar:
         outcomes, shown = compare(subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=bar.update)
@@ -81,12 +83,13 @@ def main() -> None:
     }
     content = write_results(wanted, about, split.ids, plan.stages, outcomes)
     exhibition = pictures.exhibition(split.ids, plan.stages, shown, signal)
-    span = (settings.sampling.near, settings.sampling.far)
-    made = pictures.write_pictures(out, signal, exhibition, span=span, num_scenes=wanted.figure_scenes)
-    film_height, film_width = turntable.film_size(height, width)
-    film = scene_signal(settings, height=film_height, width=film_width, num_rays=plan.num_rays).render_pose
+    made = pictures.write_pictures(out, signal, exhibition, span=kind.span, num_scenes=wanted.figure_scenes)
+    film = assemble(settings, size=turntable.film_size(*split.size), num_rays=plan.num_rays).render_pose
+    seed, optimiser = wanted.seeds[0], protocols.inner_optimiser(plan)
+    done = Evaluated(signal, split, plan.supports, plan.stages, optimiser, starts[seed], seed=seed, mesh=mesh)
+    if made:
+        made += kind.draw(out, done, num_scenes=wanted.figure_scenes)
     if made and film:
-        seed, optimiser = wanted.seeds[0], protocols.inner_optimiser(plan)
         made.insert(0, pictures.write_film(out, signal, film, exhibition, starts[seed], optimiser, seed=seed))
     curves = pictures.write_curves(out, content["summary"])
     write_report(out / "report.html", content, num_scenes=len(split.ids), curves=curves, pictures=made)
@@ -96,7 +99,7 @@ def main() -> None:
 
 def load_learned(settings: TrainConfig, which: str, mesh: Mesh) -> tuple[int, Initialisation]:
     """Returns the meta-step of a run and the initialisation that it learned, its "latest" or "best"."""
-    init = scene_signal(settings, height=1, width=1, num_rays=1).init
+    init = assemble(settings, size=(1, 1), num_rays=1).init
     start = first_state(settings, init(jax.random.key(0)))
     folder = settings.run / ("best" if which == "best" else "checkpoints")
     found = None
@@ -119,12 +122,12 @@ def initialisations(wanted: EvalConfig, settings: TrainConfig, learned: Initiali
     Where the run learned step sizes all have some, so that they share a compiled program: ones, if none were learned.
     """
     trained = {name: train_baseline(settings, name, mesh) for name in wanted.baselines if name in baselines.TRAINED}
-    signal = scene_signal(settings, height=1, width=1, num_rays=settings.inner.num_rays)
+    signal = assemble(settings, size=(1, 1), num_rays=settings.inner.num_rays)
 
     def training() -> Any:
-        split = load_scenes(settings, "train", settings.data.num_scenes)
-        scenes = np.arange(min(wanted.baseline_scenes, len(split.ids)))
-        return signal.support(split.views, scenes, np.tile(np.arange(settings.data.num_views), (len(scenes), 1)))
+        split = settings.signal.load("train", num_scenes=wanted.baseline_scenes)
+        scenes = np.arange(len(split.ids))
+        return signal.support(split.scenes, scenes, np.tile(settings.signal.training_views(), (len(scenes), 1)))
 
     compute = baselines.make_computed(
         signal,

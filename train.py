@@ -25,14 +25,14 @@ from jaxmeta import (
     starting,
     training,
 )
-from jaxmeta.assembly import Signal, scene_gradient, scene_signal
+from jaxmeta.assembly import assemble, scene_gradient
 from jaxmeta.config import TrainConfig
-from jaxmeta.data.splits import Split, load_split
 from jaxmeta.errors import run_command
 from jaxmeta.interruption import InterruptedRun
 from jaxmeta.keeping import Keeper, resume
 from jaxmeta.metalearning import Initialisation, MetaState
 from jaxmeta.presets import PRESETS
+from jaxmeta.signals import Signal, Split
 from jaxmeta.training import Progress, TrainSteps
 
 MAX_BAD_STEPS = 10
@@ -53,12 +53,11 @@ def meta_learn(settings: TrainConfig) -> None:
     """Makes a run, or continues it; eval.py trains its baselines so."""
     devices.keep_compiled()
     mesh = devices.scene_mesh()
-    split = load_scenes(settings, "train", settings.data.num_scenes)
-    height, width = split.views.images.shape[2:4]
-    signal = scene_signal(settings, height=height, width=width, num_rays=settings.inner.num_rays)
+    split = settings.signal.load("train", num_scenes=settings.signal.data.num_scenes)
+    signal = assemble(settings, size=split.size, num_rays=settings.inner.num_rays)
     validate = make_validate(settings, signal, mesh) if settings.validation.every else None
     num_query_rays = settings.inner.num_query_rays or settings.inner.num_rays
-    query_loss = scene_signal(settings, height=height, width=width, num_rays=num_query_rays).loss
+    query_loss = assemble(settings, size=split.size, num_rays=num_query_rays).loss
     train_steps = training.make_train_steps(
         scene_gradient(settings, signal.loss, query_loss),
         config.outer_optimiser(settings.outer),
@@ -99,7 +98,7 @@ def train(
     if not quiet:
         print(f"{len(split.ids)} scenes, {devices.describe()}, meta-steps {first} to {total}, in {settings.run}")
     chunks = feeding.chunks(
-        split.views,
+        split.scenes,
         training.plan_batches(
             settings.seed,
             first,
@@ -110,7 +109,7 @@ def train(
         ),
         mesh,
         steps_per_chunk=settings.log_every,
-        residency=settings.data.residency,
+        residency=settings.signal.data.residency,
     )
     with tqdm(total=total, initial=first, unit="step", disable=quiet or None) as bar:
         for done in training.take_steps(train_steps, state, chunks):
@@ -138,31 +137,16 @@ def train(
                 raise InterruptedRun(f"stopped at step {done.step}; the same command continues", stopped_by)
 
 
-def load_scenes(settings: TrainConfig, name: str, num_scenes: int | None, num_views: int | None = None) -> Split:
-    """Returns the first scenes of a split, with so many views each, or as many as the settings say."""
-    data = settings.data
-    return load_split(
-        data.root,
-        data.class_name,
-        name,
-        num_views=num_views or data.num_views,
-        num_scenes=num_scenes,
-        layout=data.layout,
-        assume_opaque=data.assume_opaque,
-        verify=data.verify,
-    )
-
-
 def make_validate(settings: TrainConfig, signal: Signal, mesh: Mesh) -> Callable[[Initialisation], float]:
-    """Returns a function that gives the mean PSNR in dB of held-out scenes after adaptation from one view."""
+    """Returns a function that gives the mean PSNR in dB of held-out scenes after adaptation."""
     wanted = settings.validation
-    split = load_scenes(settings, "val", wanted.num_scenes)
+    split = settings.signal.load("val", num_scenes=wanted.num_scenes)
     optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
     adapt = evaluation.make_adapt(signal.loss, optimiser, mesh, stages=[wanted.num_steps])
     score = comparison.score_function(signal, mesh)
     scenes = np.arange(len(split.ids))
-    support = signal.support(split.views, scenes, np.tile([0], (len(scenes), 1)))
-    query = signal.query(split.views, scenes, np.tile(wanted.query, (len(scenes), 1)))
+    support = signal.support(split.scenes, scenes, np.tile(wanted.support, (len(scenes), 1)))
+    query = signal.query(split.scenes, scenes, np.tile(wanted.query, (len(scenes), 1)))
 
     def validate(initialisation: Initialisation) -> float:
         batches = evaluation.fit_in_batches(

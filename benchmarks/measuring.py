@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import checkpoints, devices
+from jaxmeta.assembly import views_config
 from jaxmeta.cameras import Views, orbit_pose
 from jaxmeta.config import TrainConfig
 
@@ -38,9 +39,9 @@ def inner_step_operations(config: TrainConfig) -> int:
     Each weight counts two operations in the forward pass and four in the backward pass, for each point; the first layer
     has no gradient to hand on, and saves two.
     """
-    inputs, width = 6 * config.field.num_frequencies, config.field.width
-    weights = inputs * width + (config.field.depth - 1) * width**2 + width * 4
-    points = config.inner.num_rays * config.sampling.num_samples
+    inputs, width = 6 * views_config(config).field.num_frequencies, views_config(config).field.width
+    weights = inputs * width + (views_config(config).field.depth - 1) * width**2 + width * 4
+    points = config.inner.num_rays * views_config(config).sampling.num_samples
     return points * (6 * weights - 2 * inputs * width)
 
 

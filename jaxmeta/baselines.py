@@ -24,12 +24,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from jaxmeta.assembly import Signal
 from jaxmeta.capacity import compile_adapt
 from jaxmeta.config import TrainConfig
 from jaxmeta.devices import fetch, put, replicated
 from jaxmeta.evaluation import AdaptTasks, adapt_in_batches, make_adapt
 from jaxmeta.metalearning import Params
+from jaxmeta.signals import Signal
 
 TRAINED = ("single-view", "joint")
 """The baselines that are trainings of their own."""
@@ -46,10 +46,10 @@ def trained_config(settings: TrainConfig, name: str) -> TrainConfig:
       settings: of the run.
       name: "single-view" or "joint".
     """
-    changes: dict[str, Any] = {
-        "single-view": {"data": dataclasses.replace(settings.data, num_views=1)},
-        "joint": {"inner": dataclasses.replace(settings.inner, num_steps=1)},
-    }[name]
+    if name == "joint":
+        changes: dict[str, Any] = {"inner": dataclasses.replace(settings.inner, num_steps=1)}
+    else:
+        changes = {"signal": settings.signal.with_one_view()}
     validation = dataclasses.replace(settings.validation, every=0)
     run = settings.run / "baselines" / name
     return dataclasses.replace(settings, run=run, validation=validation, resume="auto", **changes)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmeta.assembly import Signal
 from jaxmeta.capacity import compile_adapt
 from jaxmeta.evaluation import (
     AdaptTasks,
@@ -23,6 +22,7 @@ from jaxmeta.evaluation import (
 from jaxmeta.metalearning import Params
 from jaxmeta.protocols import Plan, inner_optimiser
 from jaxmeta.results import Outcome
+from jaxmeta.signals import Signal
 from jaxmeta.tasks import Tasks, first_draws, make_tasks
 
 Starts = Mapping[int, Mapping[str, Params]]

@@ -3,63 +3,19 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import jax
 import msgspec
 import optax
+import tyro
 
-from jaxmeta.data.splits import Layout
 from jaxmeta.errors import InputError
-from jaxmeta.feeding import Residency
-from jaxmeta.fields import DensityActivation
+from jaxmeta.kinds import KINDS, SignalConfig, ViewsConfig
 from jaxmeta.metalearning import Learned
-from jaxmeta.rendering import Sampling
+from jaxmeta.signals import Optimiser
 
-Optimiser = Literal["sgd", "adam"]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which scenes to learn from."""
-
-    root: Path = Path("data")
-    """Folder that holds <class>_splits.json and the folder of that class's scenes."""
-    class_name: str = "car"
-    """The class of scenes: reads <class>_splits.json and the folder <class> or <class>s."""
-    num_views: int = 25
-    """Views loaded of each scene: the first ones that it lists."""
-    num_scenes: int | None = None
-    """Train on the first so many scenes of the split; None for all."""
-    layout: Layout = "auto"
-    """How the files are laid out; auto looks what is there."""
-    assume_opaque: bool = False
-    """Take RGB images, which have no alpha, as opaque."""
-    verify: bool = False
-    """Compare the checksums of the packed scenes at the start, not only their sizes."""
-    residency: Residency = "auto"
-    """Where the scenes are kept: on the device, or on the host, from where those of the next steps are sent ahead. auto
-    takes the device if that leaves half of its memory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FieldConfig:
-    """The network."""
-
-    width: int = 256
-    """Features of each hidden layer."""
-    depth: int = 5
-    """Hidden layers."""
-    num_frequencies: int = 20
-    """Frequencies of the positional encoding."""
-    max_log2_frequency: float = 8.0
-    """Base-2 logarithm of the highest frequency."""
-    density_activation: DensityActivation = "shifted_softplus"
-    """relu is the paper's; it can die into a white image. shifted_softplus cannot."""
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matmuls' operands; auto is bfloat16 on a GPU or TPU and float32 on a CPU."""
-    implementation: Literal["auto", "xla", "fused"] = "auto"
-    """xla runs everywhere; fused is kernels of our own for NVIDIA's Hopper GPUs; auto is fused where that can be."""
+VIEWS = ViewsConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +24,8 @@ class InnerConfig:
 
     num_steps: int = 32
     """Steps in meta-training."""
-    num_rays: int = 128
-    """Rays drawn from the support views in each step."""
+    num_rays: int | None = 128
+    """Drawn from the support in each step: rays of views, pixels of an image, directions of a scan. None for all."""
     num_query_rays: int | None = None
     """Rays drawn from the same views to judge the adapted network, where the algorithm does; None for as many as in a
     step."""
@@ -124,9 +80,11 @@ class ValidationConfig:
     num_scenes: int = 8
     """The first so many scenes of the split, or all if there are fewer."""
     num_steps: int = 100
-    """Steps of adaptation, from one view."""
+    """Steps of adaptation."""
+    support: tuple[int, ...] = (0,)
+    """Views that the inner loop fits."""
     query: tuple[int, ...] = (4, 10, 16)
-    """Views that the adapted field is scored on."""
+    """Views that the adapted network is scored on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +113,7 @@ class TrainConfig:
     """Of the network's start, the order of scenes and every draw."""
     start_from: Path | None = None
     """Run, or exported file, whose network to start from; None for random weights."""
-    data: DataConfig = DataConfig()
-    field: FieldConfig = FieldConfig()
-    sampling: Sampling = Sampling()
-    pixel_centre: float = 0.5
-    """Where in its pixel a ray passes: 0.5 is the middle, 0 the upper left corner."""
+    signal: Annotated[SignalConfig, tyro.conf.arg(name="")] = VIEWS
     inner: InnerConfig = InnerConfig()
     outer: OuterConfig = OuterConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -260,21 +214,17 @@ def check(config: TrainConfig) -> None:
       InputError: names the flag.
     """
     check_numbers(config)
-    outer, sampling, views = config.outer, config.sampling, config.data.num_views
-    if not sampling.near < sampling.far:
-        raise InputError(f"--sampling.far {sampling.far} must exceed --sampling.near {sampling.near}")
-    if sampling.num_samples < 2:
-        raise InputError(f"--sampling.num-samples {sampling.num_samples} must be at least 2")
+    outer, validation = config.outer, config.validation
     if outer.schedule == "cosine" and outer.warmup_steps >= outer.num_steps:
         raise InputError(
             f"--outer.warmup-steps {outer.warmup_steps} must be fewer than --outer.num-steps {outer.num_steps}"
         )
-    query = config.validation.query
-    if config.validation.every and not (query and all(0 < view < views for view in query)):
+    if validation.every and not (validation.support and validation.query):
         raise InputError(
-            f"--validation.query {query} must be views from 1 to {views - 1}: view 0 is the support, and "
-            "--data.num-views are loaded"
+            f"--validation.support {validation.support} and --validation.query {validation.query} must not be empty"
         )
+    views = (validation.support, validation.query) if validation.every else ((), ())
+    config.signal.check(num_rays=config.inner.num_rays, support=views[0], query=views[1])
 
 
 def check_numbers(config: Any) -> None:
@@ -293,8 +243,11 @@ def check_numbers(config: Any) -> None:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """Returns a config of any command as JSON has it."""
-    return msgspec.to_builtins(config, enc_hook=str)
+    """Returns a config of any command as JSON has it; the settings of the kind of signal stand beside the others."""
+    content = msgspec.to_builtins(config, enc_hook=str)
+    if not isinstance(config, TrainConfig):
+        return content
+    return {"kind": config.signal.kind} | content.pop("signal") | content
 
 
 def load(path: Path) -> TrainConfig:
@@ -304,12 +257,28 @@ def load(path: Path) -> TrainConfig:
       InputError: the file cannot be read or is not a config.
     """
     try:
-        text = path.read_bytes()
+        return decode(path.read_bytes(), path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def decode(text: bytes | str, path: Path) -> TrainConfig:
+    """Returns the config that a file holds as JSON; what is missing has its default.
+
+    Raises:
+      InputError: it is not a config; names the file.
+    """
     try:
         content = msgspec.json.decode(text, type=dict[str, Any])
-        config = msgspec.convert(content, TrainConfig, dec_hook=lambda wanted, value: wanted(value))
+        kind = content.get("kind", ViewsConfig.kind)
+        if kind not in KINDS:
+            raise InputError(f"{path} is of an unknown kind of signal, {kind!r}; wanted one of {', '.join(KINDS)}")
+        types = get_type_hints(TrainConfig, include_extras=True)
+        shared = {name: value for name, value in content.items() if name in types and name != "signal"}
+        own = {name: value for name, value in content.items() if name not in shared}
+        # The kind is known by now; msgspec has no unions of dataclasses.
+        fields = _convert(shared, msgspec.defstruct("Shared", [(name, types[name]) for name in shared]))
+        config = TrainConfig(**msgspec.structs.asdict(fields), signal=_convert(own, KINDS[kind]))
     except msgspec.MsgspecError as error:
         raise InputError(f"{path} is not a config of this version of jaxmeta: {error}") from error
     unknown = _flat(content).keys() - _flat(as_dict(config)).keys()
@@ -318,6 +287,16 @@ def load(path: Path) -> TrainConfig:
             f"{path} has settings that this version of jaxmeta does not know: {', '.join(sorted(unknown))}"
         )
     return config
+
+
+def _convert(content: dict[str, Any], wanted: Any) -> Any:
+    return msgspec.convert(content, wanted, dec_hook=lambda kind, value: kind(value))
+
+
+def with_root(config: TrainConfig, root: Path) -> TrainConfig:
+    """Returns the config with its data at another place."""
+    data = dataclasses.replace(config.signal.data, root=root)
+    return dataclasses.replace(config, signal=dataclasses.replace(config.signal, data=data))
 
 
 def differences(before: TrainConfig, after: TrainConfig) -> list[str]:

@@ -18,3 +18,19 @@ def positional_encoding(
     phases = frequencies[:, None] * coordinates[..., None, :]
     features = jnp.stack([jnp.sin(phases), jnp.cos(phases)], axis=-2)
     return features.reshape(*coordinates.shape[:-1], -1)
+
+
+def gaussian_encoding(
+    coordinates: Float[Array, "*points dimensions"], frequencies: Float[Array, "dimensions frequencies"]
+) -> Float[Array, "*points features"]:
+    """Returns the sines, then the cosines, of the coordinates along random directions.
+
+    `sin(x B), cos(x B)` (Tancik et al. 2020, section 5, without the factor 2 pi); there are twice as many features as
+    frequencies.
+
+    Args:
+      coordinates: of each point.
+      frequencies: `B`, in radians per unit of the coordinates, one column for each frequency.
+    """
+    phases = jnp.matmul(coordinates, frequencies, precision="highest")  # A GPU would round them to TF32.
+    return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)

@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmeta.encoding import positional_encoding
+from jaxmeta.encoding import gaussian_encoding, positional_encoding
 
 DensityActivation = Literal["relu", "shifted_softplus"]
 
@@ -59,6 +60,77 @@ class RadianceField(nn.Module):
         return activate(outputs, self.density_activation)
 
 
+class Siren(nn.Module):
+    """Maps coordinates to values through sines (Sitzmann et al. 2020), with the settings of Tancik et al. 2021.
+
+    Each hidden layer is `sin(w0 (x W + b))`; the last is linear, plus 0.5. Kernels start uniform, in `+-1 / inputs` in
+    the first layer and in `+-sqrt(6 / inputs) / w0` in the others; biases start at zero.
+
+    Attributes:
+      features: values at each point.
+      width: features of each hidden layer.
+      depth: number of hidden layers.
+      w0: radians per unit of a hidden layer's sum.
+      compute_dtype: of the matmuls' operands after the first layer; None takes the dtype of the coordinates, and
+        then no hardware rounds them.
+    """
+
+    features: int = 3
+    width: int = 256
+    depth: int = 4
+    w0: float = 200.0
+    compute_dtype: Any = None
+
+    @nn.compact
+    def __call__(self, coordinates: Float[Array, "*points dimensions"]) -> Float[Array, "*points features"]:
+        """Returns the values at each point; 0 to 1 is the range of an image, but nothing holds them in it."""
+        dtype, inputs = coordinates.dtype, coordinates.shape[-1]
+        # Phases of the first layer reach w0 radians: on a GPU, TF32 would shift them by a tenth.
+        sums = _linear(coordinates, self.width, dtype, dtype, _within(1 / inputs), "highest")
+        start = _within((6 / self.width) ** 0.5 / self.w0)
+        precision = "highest" if self.compute_dtype is None else None
+        for width in (*[self.width] * (self.depth - 1), self.features):
+            hidden = jnp.sin(self.w0 * sums.astype(dtype)).astype(self.compute_dtype or dtype)
+            sums = _linear(hidden, width, hidden.dtype, dtype, start, precision)
+        return sums.astype(dtype) + 0.5
+
+
+class FourierMLP(nn.Module):
+    """Maps coordinates to values in [0, 1] through Gaussian Fourier features (Tancik et al. 2020) and relus.
+
+    The frequencies are drawn with the parameters and kept among them, so that an initialisation is complete, but no
+    gradient moves them. Kernels start as a normal distribution of deviation `1 / sqrt(inputs)`, cut off at two
+    deviations; biases start at zero.
+
+    Attributes:
+      features: values at each point.
+      width: features of each hidden layer.
+      depth: number of hidden layers, each followed by a relu; a sigmoid ends the last one.
+      num_frequencies: of the encoding.
+      frequency_scale: the frequencies' standard deviation, in radians per unit of the coordinates.
+      compute_dtype: of the matmuls' operands; None takes the dtype of the coordinates.
+    """
+
+    features: int = 1
+    width: int = 256
+    depth: int = 4
+    num_frequencies: int = 256
+    frequency_scale: float = 30.0
+    compute_dtype: Any = None
+
+    @nn.compact
+    def __call__(self, coordinates: Float[Array, "*points dimensions"]) -> Float[Array, "*points features"]:
+        """Returns the values at each point."""
+        dtype = self.compute_dtype or coordinates.dtype
+        shape = (coordinates.shape[-1], self.num_frequencies)
+        frequencies = self.param("frequencies", nn.initializers.normal(self.frequency_scale), shape, coordinates.dtype)
+        hidden = gaussian_encoding(coordinates, jax.lax.stop_gradient(frequencies)).astype(dtype)
+        for _ in range(self.depth):
+            hidden = nn.relu(_linear(hidden, self.width, dtype, coordinates.dtype, _cut_normal(hidden)))
+        outputs = _linear(hidden, self.features, dtype, coordinates.dtype, _cut_normal(hidden))
+        return nn.sigmoid(outputs.astype(coordinates.dtype))
+
+
 def _dense(features: Float[Array, "*points inputs"], width: int, dtype: Any, param_dtype: Any) -> Array:
     """Applies a new linear layer of the module that is being built."""
     bound = features.shape[-1] ** -0.5
@@ -68,3 +140,26 @@ def _dense(features: Float[Array, "*points inputs"], width: int, dtype: Any, par
 
     layer = nn.Dense(width, dtype=dtype, param_dtype=param_dtype, kernel_init=uniform, bias_init=uniform)
     return layer(features)
+
+
+def _linear(
+    features: Float[Array, "*points inputs"],
+    width: int,
+    dtype: Any,
+    param_dtype: Any,
+    kernel_init: Any,
+    precision: Any = None,
+) -> Array:
+    """Applies a new linear layer of the module that is being built; its biases start at zero."""
+    layer = nn.Dense(width, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, precision=precision)
+    return layer(features)
+
+
+def _within(bound: float) -> Any:
+    """Returns an initialiser that draws uniformly from `+-bound`."""
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _cut_normal(features: Array) -> Any:
+    """Returns an initialiser for a kernel that these features meet."""
+    return nn.initializers.truncated_normal(features.shape[-1] ** -0.5)

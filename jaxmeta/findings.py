@@ -74,7 +74,7 @@ def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
     supports = "; ".join(_listed(views) for views in plan["supports"])
     return {
         "protocol": str(plan["protocol"]),
-        "scenes": f"{num_scenes} of the split {wanted['split']}, class {training['data']['class_name']}",
+        "scenes": f"{num_scenes} of the split {wanted['split']}, class {class_of(training)}",
         **({"views": drawn} if plan["draws"] else {"support views": supports, "query views": _listed(plan["query"])}),
         "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {plan['num_rays']} rays a step, "
         f"scored after {_listed(plan['stages'])} steps",
@@ -140,3 +140,9 @@ def _number(value: float, form: str) -> str:
 
 def _listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
+
+
+def class_of(training: Mapping[str, Any]) -> str:
+    """Returns what was learned, of a run's config: the class of scenes, or the kind of signal."""
+    data = training["data"]
+    return data.get("class_name") or training["kind"]

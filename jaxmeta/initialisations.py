@@ -21,16 +21,16 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxmeta import arrayfiles, assembly
 from jaxmeta import config as configs
 from jaxmeta.arrayfiles import ArrayFile
-from jaxmeta.config import FieldConfig, TrainConfig
+from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.fields import DensityActivation
+from jaxmeta.kinds.views import FieldConfig, ViewsConfig
 from jaxmeta.metalearning import Learned
 from jaxmeta.rendering import Sampling
 
@@ -81,18 +81,24 @@ def read(path: Path, density: Density = "softplus") -> Initialisation:
     if layout is None:
         wanted = ", ".join(names(0)[0] for names in _LAYOUTS.values())
         raise InputError(f"{path} holds {_some(content.arrays)}; wanted one of {wanted}")
-    layers = _layers(path, content.arrays, layout)
-    if layout == "jaxmeta":
-        settings = _exported_settings(path, content)
-    elif layout == "learnit":
-        settings = _foreign_settings(layers, FieldConfig(max_log2_frequency=8.0, density_activation="relu"))
-    else:
-        highest = _max_log2_frequency(path, content.arrays, len(layers[0][0]) // 6)
-        layers, activation = _from_nerf_meta(layers, density)
-        settings = _foreign_settings(layers, FieldConfig(max_log2_frequency=highest, density_activation=activation))
-    _check_shapes(path, layers, settings.field)
     step = content.metadata.get("step", "")
     origin = f"{path}, {layout}" + f", meta-step {step}" * step.isdecimal()
+    settings = _exported_settings(path, content) if layout == "jaxmeta" else TrainConfig()
+    if not isinstance(settings.signal, ViewsConfig):
+        return Initialisation(
+            _with_step_sizes(path, _of_other_kind(path, content, settings), step_sizes, settings), settings, origin
+        )
+    layers = _layers(path, content.arrays, layout)
+    field = settings.signal.field
+    if layout == "learnit":
+        field = _sized(layers, FieldConfig(max_log2_frequency=8.0, density_activation="relu"))
+    elif layout == "nerf-meta":
+        highest = _max_log2_frequency(path, content.arrays, len(layers[0][0]) // 6)
+        layers, activation = _from_nerf_meta(layers, density)
+        field = _sized(layers, FieldConfig(max_log2_frequency=highest, density_activation=activation))
+    if layout != "jaxmeta":
+        settings = _foreign_settings(field)
+    _check_shapes(path, layers, field)
     dense = {f"Dense_{i}": {"kernel": kernel, "bias": bias} for i, (kernel, bias) in enumerate(layers)}
     params = _with_step_sizes(path, {"params": dense}, step_sizes, settings)
     return Initialisation(params, settings, origin)
@@ -123,6 +129,18 @@ def _with_step_sizes(
         if array.shape != leaf.shape:
             raise InputError(f"{path}: {name} is {array.shape}, wanted {leaf.shape}")
     return Learned(params, jax.tree.unflatten(jax.tree.structure(params), list(found.values())))
+
+
+def _of_other_kind(path: Path, content: ArrayFile, settings: TrainConfig) -> Arrays:
+    """Returns the parameters of an exported network that is no RadianceField."""
+    init = settings.signal.assemble(size=(1, 1), num_rays=None).init
+    leaves, tree = jax.tree.flatten_with_path(jax.eval_shape(init, jax.random.key(0)))
+    wanted = {jax.tree_util.keystr(name, simple=True, separator="/"): leaf.shape for name, leaf in leaves}
+    found = {name: array.shape for name, array in content.arrays.items()}
+    if found != wanted:
+        names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise InputError(f"{path}: {names[0]} is {found.get(names[0])}, wanted {wanted.get(names[0])}")
+    return jax.tree.unflatten(tree, [content.arrays[name] for name in wanted])
 
 
 def _layers(path: Path, arrays: dict[str, np.ndarray], layout: str) -> Layers:
@@ -164,26 +182,23 @@ def _from_nerf_meta(layers: Layers, density: Density) -> tuple[Layers, DensityAc
     return [(first, first_bias), *others, (last, last_bias)], "shifted_softplus"
 
 
-def _foreign_settings(layers: Layers, field: FieldConfig) -> TrainConfig:
-    """Returns the settings that learnit and nerf-meta share, for a field of these layers."""
+def _sized(layers: Layers, field: FieldConfig) -> FieldConfig:
+    """Returns the field with the sizes of these layers."""
     kernel = layers[0][0]
-    sizes = {"width": kernel.shape[1], "depth": len(layers) - 1, "num_frequencies": len(kernel) // 6}
-    return TrainConfig(
-        field=dataclasses.replace(field, **sizes),
-        sampling=Sampling(near=2.0, far=6.0, num_samples=128, last_interval=1e-3),
-        pixel_centre=0.0,
-    )
+    return dataclasses.replace(field, width=kernel.shape[1], depth=len(layers) - 1, num_frequencies=len(kernel) // 6)
+
+
+def _foreign_settings(field: FieldConfig) -> TrainConfig:
+    """Returns the settings that learnit and nerf-meta share, for a field."""
+    sampling = Sampling(near=2.0, far=6.0, num_samples=128, last_interval=1e-3)
+    return TrainConfig(signal=ViewsConfig(field=field, sampling=sampling, pixel_centre=0.0))
 
 
 def _exported_settings(path: Path, content: ArrayFile) -> TrainConfig:
     kind = content.metadata.get("format"), content.metadata.get("version")
     if kind != (FORMAT, VERSION) or "config" not in content.metadata:
         raise InputError(f"{path} has format and version {kind} in its metadata, wanted {(FORMAT, VERSION)}")
-    try:
-        text = content.metadata["config"]
-        settings = msgspec.json.decode(text, type=TrainConfig, dec_hook=lambda wanted, value: wanted(value))
-    except msgspec.MsgspecError as error:
-        raise InputError(f"{path} has no config of this version of jaxmeta in its metadata: {error}") from error
+    settings = configs.decode(content.metadata["config"], path)
     configs.check(settings)
     return settings
 

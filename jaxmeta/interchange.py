@@ -29,6 +29,7 @@ from jaxmeta import config as configs
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import CheckpointError, InputError, StorageError, run_command
 from jaxmeta.initialisations import FORMAT, VERSION, Density
+from jaxmeta.kinds.views import ViewsConfig
 from jaxmeta.metalearning import Initialisation, MetaState
 
 
@@ -69,15 +70,24 @@ def import_run(
     if (run / "config.json").exists() or (run / "checkpoints").exists():
         raise InputError(f"{run} holds a run already; give another folder")
     found = initialisations.read(file, density)
-    data = dataclasses.replace(found.settings.data, class_name=class_name or found.settings.data.class_name)
-    settings = dataclasses.replace(found.settings, run=run, data=data)
+    settings = dataclasses.replace(found.settings, run=run)
+    if class_name:
+        settings = _of_class(settings, class_name)
     runfiles.claim_run(settings)
     _save(settings, jax.tree.map(jnp.asarray, found.params), found.origin)
     print(f"{run} holds the initialisation of {found.origin}; python eval.py {run} evaluates it")
 
 
+def _of_class(settings: TrainConfig, class_name: str) -> TrainConfig:
+    signal = settings.signal
+    if not isinstance(signal, ViewsConfig):
+        raise InputError(f"--class-name {class_name} is for scenes seen in views; the file holds {signal.kind}")
+    data = dataclasses.replace(signal.data, class_name=class_name)
+    return dataclasses.replace(settings, signal=dataclasses.replace(signal, data=data))
+
+
 def _restored(run: Path, settings: TrainConfig) -> MetaState:
-    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
+    init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
     like = assembly.first_state(settings, init(jax.random.key(0)))
     with checkpoints.open_checkpoints(run) as saved:
         found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))

@@ -42,8 +42,8 @@ def resume(settings: TrainConfig, latest: Checkpoints, start: MetaState, data: s
         raise CheckpointError(f"{settings.run} holds no checkpoint to continue from; drop --resume must to start anew")
     if found and found.meta.get("data") not in (None, data):  # None: imported
         raise InputError(
-            f"{settings.run} was trained on other data than {settings.data.root} holds now; give the old data, or "
-            "another --run"
+            f"{settings.run} was trained on other data than {settings.signal.data.root} holds now; give "
+            "the old data, or another --run"
         )
     state = found.state if found else put(start, sharding)
     cut_metrics(settings.run, int(state.step))

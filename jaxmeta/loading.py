@@ -28,7 +28,7 @@ def load_initialisation(
     folder = run / ("best" if checkpoint == "best" else "checkpoints")
     if checkpoint == "best" and not folder.is_dir():
         raise CheckpointError(f"{run} holds no state with the best validation; drop --checkpoint best")
-    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
+    init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
     like = assembly.first_state(settings, init(jax.random.key(0)))
     with checkpoints.open_checkpoints(run, folder.name, read_only=True) as saved:
         found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))

@@ -21,6 +21,7 @@ from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.data.splits import load_split
 from jaxmeta.errors import InputError, run_command
+from jaxmeta.kinds.views import radiance_field
 from jaxmeta.loading import load_initialisation
 from jaxmeta.metalearning import Params
 
@@ -68,12 +69,16 @@ def main() -> None:
     settings = config.load(wanted.run / "config.json")
     runfiles.claim_folder(wanted.out.parent)
     index, support = load_support(wanted, settings)
-    radius = isosurfaces.seen_radius(support, settings.sampling) if wanted.radius is None else wanted.radius
+    radius = (
+        isosurfaces.seen_radius(support, assembly.views_config(settings).sampling)
+        if wanted.radius is None
+        else wanted.radius
+    )
     if not radius > 0:
         raise InputError("no ball about the origin lies wholly in every support view; give --radius")
     devices.keep_compiled()
     adapted = adapt(wanted, settings, index, support)
-    field = partial(assembly.radiance_field(settings).apply, adapted)
+    field = partial(radiance_field(assembly.views_config(settings)).apply, adapted)
     mesh = isosurfaces.isosurface(field, radius=radius, resolution=wanted.resolution, threshold=wanted.threshold)
     runfiles.write_atomically(wanted.out, isosurfaces.encode(mesh, wanted.out.suffix[1:].lower()))
     print(f"{wanted.out}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces within {radius:.3g} of the origin")
@@ -106,12 +111,12 @@ def load_support(wanted: MeshConfig, settings: TrainConfig) -> tuple[int, Views]
       InputError: there is no such scene.
     """
     split = load_split(
-        wanted.data_root or settings.data.root,
-        settings.data.class_name,
+        wanted.data_root or assembly.views_config(settings).data.root,
+        assembly.views_config(settings).data.class_name,
         wanted.split,
         num_views=max(wanted.support) + 1,
-        layout=settings.data.layout,
-        assume_opaque=settings.data.assume_opaque,
+        layout=assembly.views_config(settings).data.layout,
+        assume_opaque=assembly.views_config(settings).data.assume_opaque,
     )
     if wanted.scene not in split.ids:
         some = ", ".join(split.ids[:4]) + ", .." * (len(split.ids) > 4)

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from jaxmeta.cameras import Rays, Views, pixel_rays
 from jaxmeta.rendering import Sampling, render_rays, stratified_distances
+from jaxmeta.samples import Samples, grid_points, unit_values
+from jaxmeta.tomography import Scan, project
 
 
 def composite_on_white(rgba: UInt8[Array, "*pixels 4"], dtype: Any = jnp.float32) -> Float[Array, "*pixels 3"]:
@@ -92,3 +94,42 @@ def _random_rays(
     pixels = jax.random.randint(pixel_key, (num_rays,), 0, num_pixels)
     rays, target = view_pixels(views, pixels, pixel_centre=pixel_centre)
     return rays, target, jax.random.uniform(jitter_key, (num_rays, sampling.num_samples), target.dtype)
+
+
+def regression_loss(
+    apply: Callable[..., Any], params: Any, samples: Samples, key: Array, *, num_points: int | None
+) -> Float[Array, ""]:
+    """Returns the mean squared error of a coordinate network at samples of one signal.
+
+    Args:
+      apply: `(params, points) -> values`.
+      params: of the network.
+      samples: of one signal.
+      key: draws the points, with replacement.
+      num_points: how many to draw; None for each sample once.
+    """
+    samples = Samples(*(jnp.asarray(leaf).reshape(-1, leaf.shape[-1]) for leaf in samples))
+    if num_points is not None:
+        drawn = jax.random.randint(key, (num_points,), 0, len(samples.points))
+        samples = Samples(samples.points[drawn], samples.values[drawn])
+    return jnp.mean(jnp.square(apply(params, samples.points) - unit_values(samples)))
+
+
+def projection_loss(
+    apply: Callable[..., Any], params: Any, scan: Scan, key: Array, *, num_directions: int | None
+) -> Float[Array, ""]:
+    """Returns the mean squared error of the projections of a slice that a coordinate network holds.
+
+    Args:
+      apply: `(params, points) -> values`; the first value at each point is the density.
+      params: of the network.
+      scan: of one slice, as many pixels wide as it has bins.
+      key: draws the directions, without replacement.
+      num_directions: how many to draw; None for all.
+    """
+    size = scan.projections.shape[-1]
+    if num_directions is not None:
+        drawn = jax.random.permutation(key, len(scan.angles))[:num_directions]
+        scan = Scan(scan.projections[drawn], scan.angles[drawn])
+    density = apply(params, jnp.asarray(grid_points(size, size)))[..., 0]
+    return jnp.mean(jnp.square(project(density, scan.angles) - scan.projections))

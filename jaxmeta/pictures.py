@@ -10,7 +10,6 @@ import numpy as np
 import optax
 
 from jaxmeta import closeups, gallery, turntable
-from jaxmeta.assembly import Signal
 from jaxmeta.comparison import Shown
 from jaxmeta.curves import Band, draw_curves
 from jaxmeta.evaluation import within_memory
@@ -18,6 +17,7 @@ from jaxmeta.figures import Picture
 from jaxmeta.gallery import Exhibition
 from jaxmeta.metalearning import Params
 from jaxmeta.rendering import Rendering
+from jaxmeta.signals import Signal
 
 MOST_SCENES = 3
 """So many scenes are looked at closely."""

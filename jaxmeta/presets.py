@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
-from jaxmeta.config import DataConfig, FieldConfig, InnerConfig, OuterConfig, TrainConfig, ValidationConfig
+from jaxmeta.config import InnerConfig, OuterConfig, TrainConfig, ValidationConfig
+from jaxmeta.kinds.ct import CTConfig
+from jaxmeta.kinds.images import ImagesConfig
+from jaxmeta.kinds.views import DataConfig, FieldConfig, ViewsConfig
 from jaxmeta.rendering import Sampling
 
 
 def _class_preset(class_name: str) -> TrainConfig:
-    return TrainConfig(run=Path(f"runs/{class_name}s"), data=DataConfig(class_name=class_name))
+    return TrainConfig(run=Path(f"runs/{class_name}s"), signal=ViewsConfig(data=DataConfig(class_name=class_name)))
 
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
@@ -15,9 +18,11 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "toy cars, small enough for a CPU",
         TrainConfig(
             run=Path("runs/toy"),
-            data=DataConfig(root=Path("data/toy"), class_name="toycar"),
-            field=FieldConfig(width=64, depth=4, num_frequencies=10, max_log2_frequency=5.0),
-            sampling=Sampling(near=2.8, far=5.2, num_samples=32),
+            signal=ViewsConfig(
+                data=DataConfig(root=Path("data/toy"), class_name="toycar"),
+                field=FieldConfig(width=64, depth=4, num_frequencies=10, max_log2_frequency=5.0),
+                sampling=Sampling(near=2.8, far=5.2, num_samples=32),
+            ),
             inner=InnerConfig(num_rays=64, step_size=1.0),
             outer=OuterConfig(num_steps=300, num_scenes=2, learning_rate=8e-3, schedule="cosine"),
             validation=ValidationConfig(every=150, num_scenes=4, num_steps=32),
@@ -32,11 +37,54 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "ShapeNet cars with the exact settings of the original 100-line script",
         TrainConfig(
             run=Path("runs/original"),
-            field=FieldConfig(density_activation="relu", compute_dtype="float32"),
-            sampling=Sampling(last_interval=1e10),
-            pixel_centre=0.0,
+            signal=ViewsConfig(
+                field=FieldConfig(density_activation="relu", compute_dtype="float32"),
+                sampling=Sampling(last_interval=1e10),
+                pixel_centre=0.0,
+            ),
             outer=OuterConfig(num_steps=100_000, num_scenes=1, learning_rate=5e-5),
             validation=ValidationConfig(every=2000),
+        ),
+    ),
+    "images": (
+        "pictures; without --data.root, faces that are drawn",
+        TrainConfig(
+            run=Path("runs/images"),
+            signal=ImagesConfig(),
+            inner=InnerConfig(num_steps=2, num_rays=None, step_size=1e-2),
+            outer=OuterConfig(algorithm="maml", num_steps=2000, num_scenes=8, learning_rate=5e-5, schedule="cosine"),
+            validation=ValidationConfig(every=100, num_scenes=32, num_steps=2, query=(0,)),
+            checkpoint_every=500,
+        ),
+    ),
+    "images-paper": (
+        "pictures, with the settings of the paper's authors",
+        TrainConfig(
+            run=Path("runs/images-paper"),
+            signal=ImagesConfig(),
+            inner=InnerConfig(num_steps=2, num_rays=None, step_size=1e-2),
+            outer=OuterConfig(algorithm="maml", num_steps=150_000, num_scenes=3, learning_rate=1e-5),
+            validation=ValidationConfig(every=500, num_scenes=32, num_steps=2, query=(0,)),
+        ),
+    ),
+    "ct": (
+        "CT slices; without --data.root, Shepp-Logan phantoms that are drawn",
+        TrainConfig(
+            run=Path("runs/ct"),
+            signal=CTConfig(),
+            inner=InnerConfig(num_steps=12, num_rays=20, step_size=3.0),
+            outer=OuterConfig(num_steps=3000, num_scenes=4, learning_rate=5e-4, schedule="cosine"),
+            validation=ValidationConfig(every=250, num_steps=100, support=(0, 32, 64, 96), query=(0,)),
+        ),
+    ),
+    "ct-paper": (
+        "CT slices, with the settings of the paper's authors",
+        TrainConfig(
+            run=Path("runs/ct-paper"),
+            signal=CTConfig(),
+            inner=InnerConfig(num_steps=12, num_rays=20, step_size=10.0),
+            outer=OuterConfig(num_steps=100_000, num_scenes=1, learning_rate=5e-5),
+            validation=ValidationConfig(every=2000, num_steps=100, support=(0, 32, 64, 96), query=(0,)),
         ),
     ),
 }

@@ -18,8 +18,9 @@ import optax
 import tyro
 
 from jaxmeta import config
-from jaxmeta.config import InnerConfig, Optimiser, check_numbers
+from jaxmeta.config import InnerConfig, check_numbers
 from jaxmeta.errors import InputError
+from jaxmeta.signals import Optimiser, Protocol
 
 ProtocolName = Literal["original", "learnit", "nerf-meta", "trans-inr"]
 Baseline = Literal["standard", "mean", "matched", "shuffled", "single-view", "joint"]
@@ -77,20 +78,7 @@ class EvalConfig:
     """Show the traceback of an error."""
 
 
-class Protocol(NamedTuple):
-    """Settings of an evaluation that have a name."""
-
-    queries: tuple[tuple[int, tuple[int, ...]], ...] = ((23, (1, 4, 7, 10, 13, 16, 19, 22)),)
-    """How many views the data must have for which query views; the first that is possible counts."""
-    stages: tuple[int, ...] = (0, 1, 10, 32, 100, 1000)
-    num_rays: int | None = None
-    optimiser: Optimiser | None = "sgd"
-    """None for that of the training."""
-    step_size: float | None = None
-    draws: int = 0
-
-
-FREE_FORM = Protocol(optimiser=None)
+USUAL = Protocol(optimiser=None)
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "original": Protocol(num_rays=128, step_size=0.5),
     "learnit": Protocol(queries=((50, tuple(range(25, 50))),), num_rays=64, step_size=0.5),
@@ -111,18 +99,21 @@ class Plan(NamedTuple):
     draws: int
     """Random pairs of a support and a query view for each scene; 0 where the views are fixed."""
     stages: tuple[int, ...]
-    num_rays: int
+    num_rays: int | None
+    """Of each inner step; None for all that the support holds."""
     optimiser: Optimiser
     step_size: float
 
 
-def check(wanted: EvalConfig) -> None:
-    """Refuses values that cannot be meant, whatever the data.
+def check(wanted: EvalConfig, usual: Protocol = USUAL) -> None:
+    """Refuses values that cannot be meant, whatever the data; `usual` is as for `resolve`.
 
     Raises:
       InputError: names the flag.
     """
     check_numbers(wanted)
+    if wanted.protocol and not usual.held_out:
+        raise InputError(f"--protocol {wanted.protocol} is for scenes seen in views; this run is of another kind")
     stages, counts = wanted.stages, wanted.view_counts
     if stages is not None and (list(stages) != sorted(set(stages)) or not stages or stages[0] < 0):
         raise InputError(f"--stages {stages} must be numbers of steps that increase from 0 or more")
@@ -136,7 +127,7 @@ def check(wanted: EvalConfig) -> None:
         values = getattr(wanted, name)
         if len(set(values)) < len(values) or (name == "seeds" and (not values or min(values) < 0)):
             raise InputError(f"--{name} {values} must be one or more, each once, and no seed below 0")
-    protocol = PROTOCOLS[wanted.protocol] if wanted.protocol else FREE_FORM
+    protocol = PROTOCOLS[wanted.protocol] if wanted.protocol else usual
     if protocol.draws if wanted.draws is None else wanted.draws:
         for name in ("support", "query", "view_counts"):
             if getattr(wanted, name):
@@ -144,24 +135,25 @@ def check(wanted: EvalConfig) -> None:
                 raise InputError(f"--{flag} {getattr(wanted, name)} does not go with random draws; add --draws 0")
 
 
-def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int) -> Plan:
+def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int, usual: Protocol = USUAL) -> Plan:
     """Returns what to do.
 
     Args:
       wanted: the flags, checked.
       inner: of the training.
       num_views: that every scene has.
+      usual: what counts where the flags name no protocol; that of the kind of signal.
 
     Raises:
       InputError: the data have too few views.
     """
-    protocol = PROTOCOLS[wanted.protocol] if wanted.protocol else FREE_FORM
+    protocol = PROTOCOLS[wanted.protocol] if wanted.protocol else usual
     draws = protocol.draws if wanted.draws is None else wanted.draws
-    usual = protocol.optimiser or inner.optimiser
-    if wanted.optimiser not in (None, usual) and wanted.step_size is None:
+    of_protocol = protocol.optimiser or inner.optimiser
+    if wanted.optimiser not in (None, of_protocol) and wanted.step_size is None:
         raise InputError(f"--optimiser {wanted.optimiser} needs a --step-size: the usual one is of another optimiser")
     query = () if draws else wanted.query or _query(wanted.protocol, protocol, num_views)
-    supports = () if draws else _supports(wanted, query, num_views)
+    supports = () if draws else _supports(wanted, protocol, query, num_views)
     if draws and num_views < 2:
         raise InputError(f"a support and another query view are drawn, but the scenes have {num_views} view")
     return Plan(
@@ -171,7 +163,7 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int) -> Plan:
         draws=draws,
         stages=wanted.stages or protocol.stages,
         num_rays=wanted.num_rays or protocol.num_rays or inner.num_rays,
-        optimiser=wanted.optimiser or usual,
+        optimiser=wanted.optimiser or of_protocol,
         step_size=wanted.step_size or protocol.step_size or inner.step_size,
     )
 
@@ -185,14 +177,19 @@ def _query(name: ProtocolName | None, protocol: Protocol, num_views: int) -> tup
     return possible[0]
 
 
-def _supports(wanted: EvalConfig, query: tuple[int, ...], num_views: int) -> tuple[tuple[int, ...], ...]:
-    first = wanted.support or (0,)
-    both = sorted(set(first) & set(query))
+def _supports(
+    wanted: EvalConfig, protocol: Protocol, query: tuple[int, ...], num_views: int
+) -> tuple[tuple[int, ...], ...]:
+    first = wanted.support or protocol.support
+    both = sorted(set(first) & set(query)) if protocol.held_out else []
     if both:
         raise InputError(f"--query {query} holds the support views {both}; they are not held out")
     beyond = [view for view in (*first, *query) if view >= num_views]
     if beyond:
         raise InputError(f"--support and --query want the views {beyond}, the scenes have {num_views} views, from 0")
+    if protocol.even:
+        evenly = ([num_views * i // count for i in range(count)] for count in wanted.view_counts)
+        return tuple(map(tuple, evenly)) or (first,)
     order = (*first, *(view for view in range(num_views) if view not in {*first, *query}))
     if wanted.view_counts and wanted.view_counts[-1] > len(order):
         raise InputError(

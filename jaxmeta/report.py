@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from jaxmeta.figures import DPI, Picture
-from jaxmeta.findings import BASELINES, Table, facts, lead, tables
+from jaxmeta.findings import BASELINES, Table, class_of, facts, lead, tables
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -33,7 +33,7 @@ def write_report(
     names = dict.fromkeys(row["initialisation"] for row in content["summary"])
     scores, *others = tables(content)
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"What a learned initialisation buys: {content['training']['data']['class_name']}"),
+        title=escape(f"What a learned initialisation buys: {class_of(content['training'])}"),
         lead=escape(lead(content, num_scenes)),
         opening="\n".join(map(_figure, pictures[:1])),
         initialisations=_list((name, BASELINES.get(name, "")) for name in names),

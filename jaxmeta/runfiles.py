@@ -1,7 +1,6 @@
 """Writes what a run leaves behind for people and other programs: JSON, and one line of metrics at a time."""
 
 import contextlib
-import dataclasses
 import errno
 import json
 import math
@@ -62,10 +61,16 @@ def claim_run(config: TrainConfig) -> None:
     try:
         check_run(config)
         # The data are found again from any working directory.
-        here = dataclasses.replace(config, data=dataclasses.replace(config.data, root=config.data.root.absolute()))
-        write_atomically(path, to_json(configs.as_dict(here)))
+        write_atomically(path, to_json(configs.as_dict(_with_absolute_root(config))))
     except OSError as error:
         raise InputError(f"--run {config.run} cannot be written: {error.strerror}") from error
+
+
+def _with_absolute_root(config: TrainConfig) -> TrainConfig:
+    data = config.signal.data
+    if data.root is None:
+        return config
+    return configs.with_root(config, data.root.absolute())
 
 
 def claim_folder(path: Path) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxmeta import assembly, checkpoints, runfiles
 from jaxmeta.cameras import orbit_pose
-from jaxmeta.config import DataConfig, FieldConfig, InnerConfig, TrainConfig
+from jaxmeta.config import InnerConfig, TrainConfig
 from jaxmeta.data.shapenet import write_scene, write_splits
+from jaxmeta.kinds.views import DataConfig, FieldConfig, ViewsConfig
 from jaxmeta.rendering import Sampling
 
 PROJECT = Path(__file__).parents[1]
@@ -70,9 +71,11 @@ def write_run(folder: Path) -> Path:
     """A run whose initialisation is standard, on random pictures of 'cube' scenes."""
     settings = TrainConfig(
         run=folder / "run",
-        data=DataConfig(root=write_data(folder / "data"), class_name="cube", num_views=3),
-        field=FieldConfig(width=8, depth=1, num_frequencies=2, max_log2_frequency=1.0),
-        sampling=Sampling(num_samples=4),
+        signal=ViewsConfig(
+            data=DataConfig(root=write_data(folder / "data"), class_name="cube", num_views=3),
+            field=FieldConfig(width=8, depth=1, num_frequencies=2, max_log2_frequency=1.0),
+            sampling=Sampling(num_samples=4),
+        ),
         inner=InnerConfig(num_rays=4),
     )
     runfiles.claim_run(settings)

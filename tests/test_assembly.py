@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta.assembly import scene_signal
 from jaxmeta.cameras import Views
-from jaxmeta.config import FieldConfig, TrainConfig
 from jaxmeta.fields import RadianceField
+from jaxmeta.kinds.views import FieldConfig, ViewsConfig, scene_signal
 from jaxmeta.objectives import composite_on_white, photometric_loss
 from jaxmeta.rendering import Sampling, render_view
 
-SETTINGS = TrainConfig(
+SETTINGS = ViewsConfig(
     field=FieldConfig(width=6, depth=1, num_frequencies=3, max_log2_frequency=1.5, density_activation="relu"),
     sampling=Sampling(near=2.5, far=5.5, num_samples=7, last_interval=0.5),
     pixel_centre=0.25,

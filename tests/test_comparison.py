@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from jaxmeta import capacity, comparison
-from jaxmeta.assembly import Signal
 from jaxmeta.capacity import compile_adapt
 from jaxmeta.comparison import Subject, compare, num_fits
 from jaxmeta.evaluation import Fit, Scores, make_adapt
 from jaxmeta.protocols import Plan
+from jaxmeta.signals import Signal
 
 NUM_SCENES, NUM_VIEWS, RATE = 3, 5, 0.25
 DATA = np.random.default_rng(0).uniform(0.2, 0.8, (NUM_SCENES, NUM_VIEWS, 2, 3, 1)).astype(np.float32)

@@ -13,6 +13,7 @@ import tyro
 from jaxmeta import config
 from jaxmeta.config import OuterConfig, TrainConfig
 from jaxmeta.errors import InputError
+from jaxmeta.kinds.views import FieldConfig, ViewsConfig
 from jaxmeta.metalearning import Learned, with_step_sizes
 from jaxmeta.presets import PRESETS
 from jaxmeta.rendering import Sampling
@@ -21,6 +22,8 @@ from jaxmeta.rendering import Sampling
 def changed(settings, flag: str, value):
     """The settings with what a flag of the command line would change."""
     name, _, rest = flag.replace("-", "_").partition(".")
+    if not hasattr(settings, name):  # the kind of signal has it
+        return dataclasses.replace(settings, signal=changed(settings.signal, flag, value))
     return dataclasses.replace(settings, **{name: changed(getattr(settings, name), rest, value) if rest else value})
 
 
@@ -51,7 +54,9 @@ def test_presets_are_commands(name):
 
 def test_the_original_preset_has_the_originals_settings():
     settings = PRESETS["original"][1]
-    assert settings.field == config.FieldConfig(
+    views = settings.signal
+    assert isinstance(views, ViewsConfig)
+    assert views.field == FieldConfig(
         width=256,
         depth=5,
         num_frequencies=20,
@@ -59,9 +64,9 @@ def test_the_original_preset_has_the_originals_settings():
         density_activation="relu",
         compute_dtype="float32",
     )
-    assert settings.sampling == Sampling(near=2.0, far=6.0, num_samples=128, last_interval=1e10)
+    assert views.sampling == Sampling(near=2.0, far=6.0, num_samples=128, last_interval=1e10)
     assert settings.inner == config.InnerConfig(num_steps=32, num_rays=128, step_size=0.5)
-    assert (settings.pixel_centre, settings.data.num_views) == (0.0, 25)
+    assert (views.pixel_centre, views.data.num_views) == (0.0, 25)
     assert settings.outer == OuterConfig(num_steps=100_000, num_scenes=1, learning_rate=5e-5)
 
 
@@ -96,8 +101,11 @@ def test_counts_and_sizes_must_be_positive(flag, value):
     [
         ("sampling.far", 2.0, "must exceed --sampling.near 2.0"),
         ("sampling.num-samples", 1, "at least 2"),
-        ("validation.query", (4, 25), "from 1 to 24"),
-        ("validation.query", (0,), "view 0 is the support"),
+        ("validation.query", (4, 25), "from 0 to 24"),
+        ("validation.query", (4, 0), "holds a view of the support"),
+        ("validation.support", (25,), "from 0 to 24"),
+        ("validation.query", (), "must not be empty"),
+        ("inner.num-rays", None, "give a number"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(flag, value, wanted):

@@ -9,7 +9,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmeta.encoding import positional_encoding
+from jaxmeta.encoding import gaussian_encoding, positional_encoding
 
 POINTS = arrays.arrays(np.float32, (4, 3), elements=st.floats(-6, 6, width=32))
 
@@ -72,3 +72,10 @@ def test_gradient_is_the_phase_shifted_encoding():
     frequencies = 2.0 ** np.arange(4)
     np.testing.assert_allclose(slopes[:, 0], frequencies * sines_and_cosines[:, 1], rtol=1e-5)
     np.testing.assert_allclose(slopes[:, 1], -frequencies * sines_and_cosines[:, 0], rtol=1e-5)
+
+
+def test_gaussian_encoding_by_hand():
+    # Frequency (pi, 0) turns the point (1/2, 5) by a quarter, (0, pi) by five halves, (2 pi, pi) by 1 + 5/2 half turns.
+    frequencies = np.pi * jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
+    features = gaussian_encoding(jnp.array([[0.5, 5.0]]), frequencies)
+    np.testing.assert_allclose(features, [[1, 0, 0, 0, -1, 1]], atol=1e-5)

@@ -13,10 +13,10 @@ import reference
 import skimage.metrics
 
 from jaxmeta import evaluation
-from jaxmeta.assembly import each_view, views_of_scenes
 from jaxmeta.cameras import Views
 from jaxmeta.devices import replicated
 from jaxmeta.evaluation import Fit, Scores, fit_all, fit_in_batches, make_adapt, make_score
+from jaxmeta.kinds.views import each_view, views_of_scenes
 from jaxmeta.metalearning import adapt, initial_state, reptile
 from jaxmeta.objectives import composite_on_white, photometric_loss
 from jaxmeta.rendering import render_view

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from jaxmeta.fields import RadianceField
+from jaxmeta.fields import FourierMLP, RadianceField, Siren
 
 SMALL = {"width": 8, "depth": 2, "num_frequencies": 3, "max_log2_frequency": 2.0}
 POINTS = jnp.array([[0.1, -0.7, 1.3], [0.4, 0.2, -2.0]])
@@ -114,3 +114,65 @@ def test_bfloat16_is_in_the_matmuls_alone(params):
     np.testing.assert_allclose(density_half, density, atol=4e-3)
     np.testing.assert_allclose(rgb_half, rgb, atol=4e-3)
     assert np.abs(rgb_half - rgb).max() > 1e-5  # it does compute in bfloat16
+
+
+def test_siren_by_hand():
+    # sin(2 (0.25 pi x + 0)) at x = 1 is 1; sin(2 (0.25 pi 1 + 0.25 pi)) is sin(pi) = 0; 3 * 0 + 0.1 + 0.5 = 0.6.
+    params = {
+        "params": {
+            "Dense_0": {"kernel": jnp.array([[np.pi / 4]]), "bias": jnp.zeros(1)},
+            "Dense_1": {"kernel": jnp.array([[np.pi / 4]]), "bias": jnp.array([np.pi / 4])},
+            "Dense_2": {"kernel": jnp.array([[3.0]]), "bias": jnp.array([0.1])},
+        }
+    }
+    found = Siren(features=1, width=1, depth=2, w0=2.0).apply(params, jnp.array([[1.0], [0.0]]))
+    # At x = 0 the first sine is 0, the second sin(pi / 2) = 1.
+    np.testing.assert_allclose(found, [[0.6], [3.6]], atol=1e-5)
+
+
+def test_siren_starts_within_the_bounds_of_its_authors():
+    params = jax.jit(Siren(width=64, depth=2, w0=50.0).init)(jax.random.key(0), jnp.zeros((1, 2)))
+    for (kernel, bias), bound in zip(layers(params), [1 / 2, (6 / 64) ** 0.5 / 50, (6 / 64) ** 0.5 / 50], strict=True):
+        assert np.abs(kernel).max() <= bound and not bias.any()
+        np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.1)
+
+
+def test_a_sine_network_keeps_its_scale_through_the_layers():
+    # What the bounds are for: with them, the values before the last layer spread as sines of a wide phase do.
+    field = Siren(features=64, width=64, depth=4)
+    points = jnp.stack(jnp.meshgrid(jnp.linspace(0, 1, 20), jnp.linspace(0, 1, 20)), axis=-1)
+    values = jax.jit(lambda key: field.apply(field.init(key, points), points))(jax.random.key(0))
+    # A kernel of deviation sqrt(2 / 64) / 200 meets 64 sines of mean square 1/2: a deviation of 1 / 200.
+    np.testing.assert_allclose(values.std(), 1 / 200, rtol=0.15)
+    np.testing.assert_allclose(values.mean(), 0.5, atol=1e-3)
+
+
+def test_fourier_mlp_by_hand():
+    # Frequency pi at x = 1/2: features (1, 0). relu(2 * 1 + 3 * 0 - 1) = 1; sigmoid(ln 3 * 1) = 3/4.
+    params = {
+        "params": {
+            "frequencies": jnp.array([[np.pi]]),
+            "Dense_0": {"kernel": jnp.array([[2.0, -2.0], [3.0, 0.0]]), "bias": jnp.array([-1.0, 1.0])},
+            "Dense_1": {"kernel": jnp.array([[np.log(3.0)], [7.0]]), "bias": jnp.zeros(1)},
+        }
+    }
+    found = FourierMLP(width=2, depth=1, num_frequencies=1).apply(params, jnp.array([[0.5]]))
+    np.testing.assert_allclose(found, [[0.75]], rtol=1e-5)
+
+
+def test_no_gradient_moves_the_frequencies():
+    field, points = FourierMLP(width=4, depth=1, num_frequencies=6, frequency_scale=7.0), jnp.ones((5, 2))
+    params = jax.jit(field.init)(jax.random.key(0), points)
+    gradient = jax.jit(jax.grad(lambda params: field.apply(params, points).sum()))(params)["params"]
+    assert not gradient["frequencies"].any() and gradient["Dense_0"]["kernel"].any()
+    drawn = jax.jit(FourierMLP(num_frequencies=400, frequency_scale=7.0).init)(jax.random.key(0), points)
+    np.testing.assert_allclose(drawn["params"]["frequencies"].std(), 7, rtol=0.1)
+
+
+@pytest.mark.parametrize("field", [Siren(width=8, depth=2), FourierMLP(width=8, depth=2, num_frequencies=4)])
+def test_coordinate_networks_take_float64_and_one_point(x64, field):
+    points = jnp.linspace(0, 1, 12, dtype=jnp.float64).reshape(3, 2, 2)
+    params = field.init(jax.random.key(0), points)
+    values = field.apply(params, points)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float64")} == {values.dtype}
+    np.testing.assert_allclose(field.apply(params, points[1, 1]), values[1, 1], rtol=1e-12)

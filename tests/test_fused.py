@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import assembly, fused
+from jaxmeta import fused
 from jaxmeta.errors import InputError
 from jaxmeta.fields import RadianceField
+from jaxmeta.kinds import views
 
 SIZES = {"width": 128, "depth": 2, "num_frequencies": 4, "max_log2_frequency": 3.0}
 FIELD = RadianceField(**SIZES, compute_dtype=jnp.bfloat16)
@@ -101,8 +102,8 @@ def test_what_stands_against_the_kernels_is_told(change, reason):
     field = FIELD.clone(**change)
     assert reason in (fused.obstacle(field) or "")
     with pytest.raises(InputError, match=reason):
-        assembly.field_apply(field, "fused")
-    assert assembly.field_apply(field, "auto") == field.apply
+        views.field_apply(field, "fused")
+    assert views.field_apply(field, "auto") == field.apply
 
 
 class Hopper:
@@ -114,8 +115,8 @@ class Hopper:
 def test_an_unknown_jax_leaves_the_work_to_xla_with_a_warning(monkeypatch, capsys):
     monkeypatch.setattr(jax, "local_devices", lambda: [Hopper()])
     monkeypatch.setattr(jax, "__version__", "0.99.0")
-    assert assembly.field_apply(FIELD, "auto") == FIELD.apply
+    assert views.field_apply(FIELD, "auto") == FIELD.apply
     assert "warning: no fused kernels" in capsys.readouterr().err
     monkeypatch.setattr(jax, "__version__", "0.12.3")
-    assert assembly.field_apply(FIELD, "auto") != FIELD.apply
-    assert assembly.field_apply(FIELD, "xla") == FIELD.apply
+    assert views.field_apply(FIELD, "auto") != FIELD.apply
+    assert views.field_apply(FIELD, "xla") == FIELD.apply

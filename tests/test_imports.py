@@ -19,7 +19,10 @@ NUMERICAL_CORE = {
     "feeding": {"devices"},
     "fields": {"encoding"},
     "rendering": {"cameras"},
-    "objectives": {"cameras", "rendering"},
+    "tomography": set(),
+    "samples": set(),
+    "objectives": {"cameras", "rendering", "samples", "tomography"},
+    "signals": {"errors", "feeding", "metalearning", "rendering"},
     "training": {"devices", "feeding", "metalearning"},
     "evaluation": {"devices", "metalearning"},
 }
@@ -28,7 +31,7 @@ NUMERICAL_CORE = {
 ONE_PLACE = {
     "flax": {"fields"},
     "orbax": {"checkpoints"},
-    "tyro": {"protocols"} | COMMANDS,
+    "tyro": {"config", "protocols"} | COMMANDS,
     "dm_pix": {"evaluation"},
     "matplotlib": {"figures", "curves"},
     "viser": {"viewer.page"},

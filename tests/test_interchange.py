@@ -31,10 +31,11 @@ from jaxmeta import (
     starting,
 )
 from jaxmeta.cameras import orbit_pose
-from jaxmeta.config import DataConfig, FieldConfig, InnerConfig, OuterConfig, StepSizesConfig, TrainConfig
+from jaxmeta.config import InnerConfig, OuterConfig, StepSizesConfig, TrainConfig
 from jaxmeta.data.shapenet import write_scene, write_splits
 from jaxmeta.errors import CheckpointError, InputError, StorageError
 from jaxmeta.fields import RadianceField
+from jaxmeta.kinds.views import DataConfig, FieldConfig, ViewsConfig
 from jaxmeta.rendering import Sampling
 
 PROJECT = Path(__file__).parents[1]
@@ -87,7 +88,7 @@ def nerf_meta_network(arrays: Arrays, point: np.ndarray, density: str) -> tuple[
 
 def field_at(found: initialisations.Initialisation, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the imported field says in float64."""
-    settings = found.settings.field
+    settings = found.settings.signal.field
     field = RadianceField(
         width=settings.width,
         depth=settings.depth,
@@ -139,7 +140,7 @@ def test_ten_layers_of_haiku_are_in_order(tmp_path, generator):
     arrays = {f"{name}/w": numbers(generator, *sizes[i : i + 2]) for i, name in enumerate(names)}
     np.savez(tmp_path / "deep.npz", **arrays, **{f"{name}/b": np.zeros(sizes[i + 1]) for i, name in enumerate(names)})
     found = initialisations.read(tmp_path / "deep.npz")
-    assert found.settings.field.depth == 11
+    assert found.settings.signal.field.depth == 11
     np.testing.assert_array_equal(found.params["params"]["Dense_10"]["kernel"], arrays["model/linear_10/w"])
 
 
@@ -147,20 +148,22 @@ def test_ten_layers_of_haiku_are_in_order(tmp_path, generator):
 def test_foreign_networks_come_with_their_cameras(tmp_path, generator, make):
     np.savez(tmp_path / "cars.npz", **make(generator))
     settings = initialisations.read(tmp_path / "cars.npz").settings
-    assert settings.pixel_centre == 0.0
-    assert settings.sampling == Sampling(near=2.0, far=6.0, num_samples=128, last_interval=1e-3)
+    field = settings.signal.field
+    assert settings.signal.pixel_centre == 0.0
+    assert settings.signal.sampling == Sampling(near=2.0, far=6.0, num_samples=128, last_interval=1e-3)
     activation, highest = ("relu", 8.0) if make is learnit_arrays else ("shifted_softplus", 4.0)
-    assert (settings.field.density_activation, settings.field.max_log2_frequency) == (activation, highest)
-    assert (settings.field.width, settings.field.depth, settings.field.num_frequencies) == (WIDTH, DEPTH, FREQUENCIES)
+    assert (field.density_activation, field.max_log2_frequency) == (activation, highest)
+    assert (field.width, field.depth, field.num_frequencies) == (WIDTH, DEPTH, FREQUENCIES)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A run of which two steps are on disk; the newest params are all 2."""
     folder = tmp_path_factory.mktemp("runs") / "tränierte cars"
-    settings = TrainConfig(run=folder, data=DataConfig(class_name="lamp"), field=FIELD, pixel_centre=0.25)
+    views = ViewsConfig(data=DataConfig(class_name="lamp"), field=FIELD, pixel_centre=0.25)
+    settings = TrainConfig(run=folder, signal=views)
     runfiles.claim_run(settings)
-    start = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init(jax.random.key(0))
+    start = assembly.assemble(settings, size=(1, 1), num_rays=1).init(jax.random.key(0))
     with checkpoints.open_checkpoints(folder) as saved:
         for step in (1, 2):
             params = jax.tree.map(lambda leaf, step=step: jnp.full_like(leaf, step), start)
@@ -217,9 +220,9 @@ def meta_sgd(tmp_path_factory) -> Path:
     """A run whose network and step sizes were learned."""
     folder = tmp_path_factory.mktemp("runs") / "meta-sgd"
     outer = OuterConfig(algorithm="meta-sgd", step_sizes=StepSizesConfig(granularity="parameter", per_step=True))
-    settings = TrainConfig(run=folder, field=FIELD, inner=InnerConfig(num_steps=2), outer=outer)
+    settings = TrainConfig(run=folder, signal=ViewsConfig(field=FIELD), inner=InnerConfig(num_steps=2), outer=outer)
     runfiles.claim_run(settings)
-    start = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init(jax.random.key(0))
+    start = assembly.assemble(settings, size=(1, 1), num_rays=1).init(jax.random.key(0))
     like = assembly.first_initialisation(settings, start)
     leaves, structure = jax.tree.flatten(like)
     numbered = [jnp.full_like(leaf, i) for i, leaf in enumerate(leaves)]
@@ -264,8 +267,10 @@ def test_step_sizes_that_do_not_fit_are_refused(meta_sgd, tmp_path, change, want
 
 @pytest.mark.parametrize("as_file", [True, False])
 def test_a_training_starts_from_what_was_learned(trained, exported, meta_sgd, tmp_path, as_file):
-    settings = TrainConfig(run=tmp_path / "new", field=FIELD, start_from=exported if as_file else trained)
-    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
+    settings = TrainConfig(
+        run=tmp_path / "new", signal=ViewsConfig(field=FIELD), start_from=exported if as_file else trained
+    )
+    init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
     started = starting.first_state(settings, init)
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 2), started.params)
     assert started.step == 0
@@ -278,13 +283,13 @@ def test_a_training_starts_from_what_was_learned(trained, exported, meta_sgd, tm
 
 
 def test_a_run_that_has_begun_needs_its_start_no_more(trained):
-    settings = TrainConfig(run=trained, field=FIELD, start_from=Path("gone"))
-    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
+    settings = TrainConfig(run=trained, signal=ViewsConfig(field=FIELD), start_from=Path("gone"))
+    init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
     assert starting.first_state(settings, init).step == 0
 
 
 def test_a_run_without_checkpoints_is_not_exported(tmp_path):
-    runfiles.claim_run(TrainConfig(run=tmp_path, field=FIELD))
+    runfiles.claim_run(TrainConfig(run=tmp_path, signal=ViewsConfig(field=FIELD)))
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
         interchange.export_run(tmp_path, tmp_path / "cars.safetensors")
 
@@ -458,7 +463,7 @@ def test_other_frequencies_are_refused(tmp_path, generator, frequencies):
 METADATA = {
     "none": (lambda metadata: None, "has format and version (None, None) in its metadata, wanted ('jaxmeta-init"),
     "version": (lambda metadata: metadata | {"version": "2"}, "has format and version ('jaxmeta-initialisation', '2')"),
-    "config": (lambda metadata: metadata | {"config": '{"seed": "x"}'}, "has no config of this version of jaxmeta in"),
+    "config": (lambda metadata: metadata | {"config": '{"seed": "x"}'}, "is not a config of this version of jaxmeta"),
     "values": (lambda metadata: metadata | {"config": '{"outer": {"num_steps": 0}}'}, "--outer.num-steps 0 must be"),
     "depth": (lambda metadata: metadata | {"config": '{"field": {"depth": 1000000000}}'}, "has 3 layers, wanted 10000"),
     "width": (lambda metadata: metadata | {"config": '{"field": {"depth": 2}}'}, "layer 0 maps 18 to 5 features and"),

@@ -15,10 +15,11 @@ import optax
 import pytest
 
 from jaxmeta import checkpoints
-from jaxmeta.config import DataConfig, TrainConfig
+from jaxmeta.config import TrainConfig
 from jaxmeta.devices import replicated, scene_mesh
 from jaxmeta.errors import CheckpointError, DivergedError, InputError, StorageError
 from jaxmeta.keeping import MAX_FAILURES, Keeper, resume
+from jaxmeta.kinds.views import DataConfig, ViewsConfig
 from jaxmeta.metalearning import MetaState, initial_state
 
 OPTIMISER = optax.sgd(0.1)
@@ -61,7 +62,7 @@ def rows(run: Path) -> list[dict]:
 
 
 def continued(run: Path, data: str = "abc", **changes) -> int:
-    settings = TrainConfig(run=run, data=DataConfig(root=Path("pictures")), **changes)
+    settings = TrainConfig(run=run, signal=ViewsConfig(data=DataConfig(root=Path("pictures"))), **changes)
     with checkpoints.open_checkpoints(run) as latest:
         state = resume(settings, latest, state_at(0), data, replicated(scene_mesh()))
     jax.tree.map(np.testing.assert_array_equal, state, state_at(int(state.step)))

@@ -12,7 +12,8 @@ import pytest
 from jaxmeta import assembly, metalearning
 from jaxmeta import config as configs
 from jaxmeta.cameras import Views, orbit_pose
-from jaxmeta.config import FieldConfig, InnerConfig, TrainConfig
+from jaxmeta.config import InnerConfig, TrainConfig
+from jaxmeta.kinds.views import FieldConfig, ViewsConfig, radiance_field
 from jaxmeta.rendering import Sampling, render_view
 from jaxmeta.viewer import loop, sessions
 from jaxmeta.viewer.loop import Page
@@ -21,8 +22,10 @@ from jaxmeta.viewer.pictures import Camera
 from jaxmeta.viewer.sessions import Choice, Inbox
 
 SETTINGS = TrainConfig(
-    field=FieldConfig(width=8, depth=1, num_frequencies=2, max_log2_frequency=1.0),
-    sampling=Sampling(near=2.5, far=5.5, num_samples=8),
+    signal=ViewsConfig(
+        field=FieldConfig(width=8, depth=1, num_frequencies=2, max_log2_frequency=1.0),
+        sampling=Sampling(near=2.5, far=5.5, num_samples=8),
+    ),
     inner=InnerConfig(num_rays=8, step_size=0.1),
 )
 SCALE = Scale(height=4, width=6, score_rays=16, quick_share=4, moving_seconds=0.0)
@@ -78,7 +81,7 @@ def test_a_white_field_scores_what_white_does(machine, balls):
 
 def test_tiles_make_the_picture_of_the_whole_window(machine, params):
     focal = 8 / 2 / np.tan(CAMERA.fov / 2)
-    field = partial(assembly.radiance_field(SETTINGS).apply, params)
+    field = partial(radiance_field(assembly.views_config(SETTINGS)).apply, params)
     pose = jnp.asarray(CAMERA.pose, jnp.float32)
     wanted = 255 * np.asarray(render_view(field, pose, jnp.float32(focal), SETTINGS.sampling, height=8, width=12).rgb)
     assert wanted.std() > 2

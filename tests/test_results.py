@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxmeta import config, results, runfiles, tables
-from jaxmeta.config import DataConfig, TrainConfig
+from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.evaluation import Scores
+from jaxmeta.kinds.views import DataConfig, ViewsConfig
 from jaxmeta.results import Outcome
 
 STAGES, IDS, QUERY = (0, 10), ("a", "b", "c"), np.array([[4, 7]] * 3)
@@ -152,7 +153,7 @@ def test_metrics_of_steps_that_are_run_again_go(tmp_path):
 
 
 def test_a_run_belongs_to_one_training(tmp_path):
-    settings = TrainConfig(run=tmp_path / "run", data=DataConfig(root=tmp_path))
+    settings = TrainConfig(run=tmp_path / "run", signal=ViewsConfig(data=DataConfig(root=tmp_path)))
     runfiles.claim_run(settings)
     assert config.load(settings.run / "config.json") == settings
     runfiles.claim_run(dataclasses.replace(settings, log_every=7))  # may change, and is kept

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from jaxmeta import config, runfiles
-from jaxmeta.config import DataConfig, InnerConfig, OuterConfig, TrainConfig
+from jaxmeta.config import InnerConfig, OuterConfig, TrainConfig
 from jaxmeta.errors import InputError, StorageError
+from jaxmeta.kinds.views import DataConfig, ViewsConfig
 from jaxmeta.training import Progress
 
 
 @pytest.fixture
 def settings(tmp_path) -> TrainConfig:
-    return TrainConfig(run=tmp_path / "run", data=DataConfig(root=tmp_path / "pictures"))
+    return TrainConfig(run=tmp_path / "run", signal=ViewsConfig(data=DataConfig(root=tmp_path / "pictures")))
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def main() -> None:
     starts = {"learned": learned, "standard": standard}
     print("compiling", flush=True)
     costs = loop.warm_up(machine, starts["learned"], split.views)
-    inbox, start = Inbox(), camera_start(split.views, settings.sampling)
+    inbox, start = Inbox(), camera_start(split.views, assembly.views_config(settings).sampling)
     with page.open_page(
         wanted.host, wanted.port, inbox, ids=split.ids, num_views=split.views.images.shape[1], start=start
     ) as (shown, address):
@@ -87,7 +87,7 @@ def load_scenes(wanted: ViewerConfig, settings: TrainConfig) -> Split:
     Raises:
       InputError: there is no such split, or no view to hold out.
     """
-    data, root = settings.data, wanted.data_root or settings.data.root
+    data, root = assembly.views_config(settings).data, wanted.data_root or assembly.views_config(settings).data.root
     num_views = min(data.num_views, count_views(root, data.class_name, wanted.split, layout=data.layout))
     if num_views < 2:
         raise InputError(f"the scenes of '{wanted.split}' have one view; the viewer holds out another one")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxmeta import assembly
 from jaxmeta.cameras import Views
+from jaxmeta.kinds.views import views_of_scenes
 from jaxmeta.metalearning import Initialisation, Params
 from jaxmeta.objectives import composite_on_white
 from jaxmeta.viewer import pictures, sessions
@@ -65,7 +65,7 @@ def choose_data(views: Views, choice: Choice) -> Data:
 
     def chosen(numbers: Any) -> Views:
         scene, numbers = np.array([choice.scene]), np.asarray(numbers)[None]
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), assembly.views_of_scenes(views, scene, numbers))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), views_of_scenes(views, scene, numbers))
 
     others = sessions.held_out(choice.support, views.images.shape[1], HELD_OUT)
     return Data(chosen(np.resize(choice.support, sessions.SUPPORT_SLOTS)), chosen(others))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxmeta import assembly, config, metalearning
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
+from jaxmeta.kinds.views import field_apply, radiance_field
 from jaxmeta.metalearning import Initialisation, Params
 from jaxmeta.rendering import Sampling, render_view
 from jaxmeta.viewer.sessions import Fit
@@ -61,13 +62,14 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
       scale: how much to do at a time.
       seed: of the inner loop's draws.
     """
-    apply = assembly.field_apply(assembly.radiance_field(settings), settings.field.implementation)
+    scenes = assembly.views_config(settings)
+    apply = field_apply(radiance_field(scenes), scenes.field.implementation)
     size = {"height": scale.height, "width": scale.width}
     fitting = assembly.scene_signal(settings, **size, num_rays=settings.inner.num_rays)
     judging = assembly.scene_signal(settings, **size, num_rays=scale.score_rays)
     inner_optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
-    num_samples = max(settings.sampling.num_samples // scale.quick_share, 2)
-    quick = dataclasses.replace(settings.sampling, num_samples=num_samples)
+    num_samples = max(scenes.sampling.num_samples // scale.quick_share, 2)
+    quick = dataclasses.replace(scenes.sampling, num_samples=num_samples)
 
     def start(initialisation: Initialisation) -> Fit:
         params, optimiser = metalearning.start(initialisation, inner_optimiser)
@@ -83,7 +85,14 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
 
     def tile(sampling: Sampling, params: Params, pose: Float[Array, "4 4"]) -> Array:
         focal = jnp.float32(scale.height / 2)
-        seen = render_view(partial(apply, params), pose, focal, sampling, **size, pixel_centre=settings.pixel_centre)
+        seen = render_view(
+            partial(apply, params),
+            pose,
+            focal,
+            sampling,
+            **size,
+            pixel_centre=scenes.pixel_centre,
+        )
         return jnp.round(255 * jnp.clip(seen.rgb, 0, 1)).astype(jnp.uint8)
 
     return Machine(
@@ -91,6 +100,6 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
         step=jax.jit(step),
         score=jax.jit(score),
         quick_tile=jax.jit(partial(tile, quick)),
-        tile=jax.jit(partial(tile, settings.sampling)),
+        tile=jax.jit(partial(tile, scenes.sampling)),
         scale=scale,
     )
