@@ -6,6 +6,7 @@ Network, rays and samples are those of the preset `cars`; nothing is run.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def costs(algorithm: str, *, num_steps: int, unroll: int) -> tuple[float, float]
     views = Views(jnp.zeros((25, 128, 128, 4), jnp.uint8), jnp.zeros((25, 4, 4)), jnp.float32(178.0))
     keys = Keys(jax.random.split(jax.random.key(0), num_steps), jax.random.key(1))
     scene_gradient = assembly.scene_gradient(config, signal.loss, signal.loss)
-    compiled = jax.jit(scene_gradient).lower(start, views, keys).compile()
+    compiled: Any = jax.jit(scene_gradient).lower(start, views, keys).compile()
     return compiled.cost_analysis()["flops"] / 1e9, compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import tyro
-
 from measuring import SIZE, median_seconds, noise_views, tell
 from step_time import StepConfig, settings_for
+
 from jaxmeta import config
 from jaxmeta.assembly import assemble
 from jaxmeta.cameras import Views
@@ -46,9 +46,7 @@ class LatencyConfig:
 def main() -> None:
     """Measures what the command line asks for."""
     wanted = tyro.cli(LatencyConfig)
-    settings = settings_for(
-        StepConfig(preset=wanted.preset, implementation=wanted.implementation, small=wanted.small)
-    )
+    settings = settings_for(StepConfig(preset=wanted.preset, implementation=wanted.implementation, small=wanted.small))
     about = {"preset": wanted.preset}
     cases = [(scenes, steps) for scenes in wanted.num_scenes for steps in wanted.num_steps]
     tell([adaptation(settings, *case) for case in cases], about | {"benchmark": "adaptation"})
@@ -72,7 +70,7 @@ def adaptation(settings: TrainConfig, num_scenes: int, num_steps: int) -> dict[s
 
 def rendering(settings: TrainConfig, size: int) -> dict[str, Any]:
     """Returns the row of rendering one view."""
-    signal = assemble(settings, size=(size, size), num_rays=1)
+    signal: Any = assemble(settings, size=(size, size), num_rays=1)
     views = noise_views(1, num_views=1)
     render = jax.jit(partial(signal.render_pose, pose=views.poses[0, 0], focal=views.focal[0] * size / SIZE))
     seconds = median_seconds(render, signal.init(jax.random.key(0)), calls=5)

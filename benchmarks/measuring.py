@@ -16,7 +16,6 @@ import numpy as np
 from jaxmeta import checkpoints, devices
 from jaxmeta.assembly import views_config
 from jaxmeta.cameras import Views, orbit_pose
-from jaxmeta.config import TrainConfig
 
 SIZE = 128
 """Pixels along each side of a view."""
@@ -33,8 +32,8 @@ def noise_views(num_scenes: int, num_views: int = 25) -> Views:
     )
 
 
-def inner_step_operations(config: TrainConfig) -> int:
-    """Returns the floating-point operations of the matmuls of one inner step on one scene.
+def inner_step_operations(config: Any) -> int:
+    """Returns the floating-point operations of the matmuls of one inner step on one scene, given a run of views.
 
     Each weight counts two operations in the forward pass and four in the backward pass, for each point; the first layer
     has no gradient to hand on, and saves two.

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-
 from measuring import (
     SIZE,
     inner_step_operations,
@@ -27,6 +26,7 @@ from measuring import (
     original_milliseconds,
     tell,
 )
+
 from jaxmeta import config, devices, training
 from jaxmeta.assembly import assemble, first_state, scene_gradient
 from jaxmeta.config import TrainConfig
@@ -88,7 +88,7 @@ def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling:
     """Returns the row of one batch size."""
     mesh = devices.scene_mesh()
     signal = assemble(settings, size=(SIZE, SIZE), num_rays=settings.inner.num_rays)
-    steps = training.make_train_steps(
+    steps: Any = training.make_train_steps(
         scene_gradient(settings, signal.loss, signal.loss),
         config.outer_optimiser(settings.outer),
         mesh,

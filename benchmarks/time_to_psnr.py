@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-
 from measuring import tell
+
 from jaxmeta.errors import run_command
 
 ROOT = Path(__file__).parent.parent
