@@ -40,7 +40,7 @@ def inner_step_operations(config: Any) -> int:
     """
     inputs, width = 6 * views_config(config).field.num_frequencies, views_config(config).field.width
     weights = inputs * width + (views_config(config).field.depth - 1) * width**2 + width * 4
-    points = config.inner.num_rays * views_config(config).sampling.num_samples
+    points = (config.inner.num_rays or 1) * views_config(config).sampling.num_samples
     return points * (6 * weights - 2 * inputs * width)
 
 

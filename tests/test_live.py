@@ -83,7 +83,8 @@ def test_tiles_make_the_picture_of_the_whole_window(machine, params):
     focal = 8 / 2 / np.tan(CAMERA.fov / 2)
     field = partial(radiance_field(assembly.views_config(SETTINGS)).apply, params)
     pose = jnp.asarray(CAMERA.pose, jnp.float32)
-    wanted = 255 * np.asarray(render_view(field, pose, jnp.float32(focal), SETTINGS.sampling, height=8, width=12).rgb)
+    sampling = SETTINGS.signal.sampling
+    wanted = 255 * np.asarray(render_view(field, pose, jnp.float32(focal), sampling, height=8, width=12).rgb)
     assert wanted.std() > 2
     found = loop.render(machine.tile, SCALE, params, CAMERA, 2)
     assert found.whole
