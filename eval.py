@@ -31,10 +31,11 @@ from jaxmeta import (
     tasks,
     turntable,
 )
-from jaxmeta.assembly import assemble, first_initialisation, first_state
+from jaxmeta.assembly import assemble, first_initialisation
 from jaxmeta.comparison import Starts, Subject, compare, num_fits
 from jaxmeta.config import TrainConfig
-from jaxmeta.errors import CheckpointError, JaxmetaError, run_command
+from jaxmeta.errors import JaxmetaError, run_command
+from jaxmeta.loading import load_initialisation
 from jaxmeta.metalearning import Initialisation, Learned
 from jaxmeta.protocols import EvalConfig
 from jaxmeta.report import write_report
@@ -62,7 +63,7 @@ def main() -> None:
     signal = assemble(settings, size=split.size, num_rays=plan.num_rays)
     devices.keep_compiled()
     mesh = devices.scene_mesh()
-    step, learned = load_learned(settings, wanted.checkpoint, mesh)
+    step, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
     starts = initialisations(wanted, settings, learned, mesh)
     subject = Subject(signal, split.scenes, len(split.ids), num_views)
     ready, compiled_before = time.perf_counter(), compiled()
@@ -97,31 +98,12 @@ def main() -> None:
     report_failures(outcomes, strict=wanted.strict)
 
 
-def load_learned(settings: TrainConfig, which: str, mesh: Mesh) -> tuple[int, Initialisation]:
-    """Returns the meta-step of a run and the initialisation that it learned, its "latest" or "best"."""
-    init = assemble(settings, size=(1, 1), num_rays=1).init
-    start = first_state(settings, init(jax.random.key(0)))
-    folder = settings.run / ("best" if which == "best" else "checkpoints")
-    found = None
-    if which == "latest" or folder.is_dir():
-        with checkpoints.open_checkpoints(settings.run, folder.name, read_only=True) as saved:
-            found = checkpoints.restore(saved, like=start, sharding=devices.replicated(mesh))
-    if found is None and which == "best":
-        raise CheckpointError(
-            f"{folder} holds no state with the best validation, as that of a run which was imported or not validated; "
-            "drop --checkpoint best"
-        )
-    if found is None:
-        raise CheckpointError(f"{folder} holds no checkpoint yet; let train.py go on, or run it first")
-    return int(found.state.step), found.state.params
-
-
 def initialisations(wanted: EvalConfig, settings: TrainConfig, learned: Initialisation, mesh: Mesh) -> Starts:
     """Returns the baselines of each seed, in the order that they were asked for, and the learned initialisation.
 
     Where the run learned step sizes all have some, so that they share a compiled program: ones, if none were learned.
     """
-    trained = {name: train_baseline(settings, name, mesh) for name in wanted.baselines if name in baselines.TRAINED}
+    trained = {name: train_baseline(settings, name) for name in wanted.baselines if name in baselines.TRAINED}
     signal = assemble(settings, size=(1, 1), num_rays=settings.inner.num_rays)
 
     def training() -> Any:
@@ -150,12 +132,12 @@ def initialisations(wanted: EvalConfig, settings: TrainConfig, learned: Initiali
     }
 
 
-def train_baseline(settings: TrainConfig, name: str, mesh: Mesh) -> Initialisation:
+def train_baseline(settings: TrainConfig, name: str) -> Initialisation:
     """Returns the initialisation of a baseline that is meta-learned; a training that is done is not done again."""
     changed = baselines.trained_config(settings, name)
     print(f"baseline {name}: meta-learned in {changed.run}")
     meta_learn(changed)
-    return load_learned(changed, "latest", mesh)[1]
+    return load_initialisation(changed.run, changed)[1]
 
 
 def write_results(

@@ -24,13 +24,14 @@ import jax.numpy as jnp
 import safetensors.numpy
 import tyro
 
-from jaxmeta import __version__, assembly, checkpoints, devices, initialisations, metalearning, runfiles
+from jaxmeta import __version__, checkpoints, initialisations, metalearning, runfiles
 from jaxmeta import config as configs
 from jaxmeta.config import TrainConfig
-from jaxmeta.errors import CheckpointError, InputError, StorageError, run_command
+from jaxmeta.errors import InputError, StorageError, run_command
 from jaxmeta.initialisations import FORMAT, VERSION, Density
 from jaxmeta.kinds.views import ViewsConfig
-from jaxmeta.metalearning import Initialisation, MetaState
+from jaxmeta.loading import load_initialisation
+from jaxmeta.metalearning import Initialisation
 
 
 def main() -> None:
@@ -46,11 +47,11 @@ def export_run(run: tyro.conf.Positional[Path], file: tyro.conf.Positional[Path]
       file: to write.
     """
     settings = configs.load(run / "config.json")
-    state = _restored(run, settings)
-    arrays = initialisations.named_arrays(jax.device_get(state.params))
-    metadata = {"format": FORMAT, "version": VERSION, "jaxmeta": __version__, "step": str(int(state.step))}
+    step, learned = load_initialisation(run, settings)
+    arrays = initialisations.named_arrays(jax.device_get(learned))
+    metadata = {"format": FORMAT, "version": VERSION, "jaxmeta": __version__, "step": str(step)}
     _write(file, safetensors.numpy.save(arrays, metadata | {"config": json.dumps(configs.as_dict(settings))}))
-    print(f"{file} holds the initialisation of {run} at meta-step {int(state.step)}")
+    print(f"{file} holds the initialisation of {run} at meta-step {step}")
 
 
 def import_run(
@@ -84,16 +85,6 @@ def _of_class(settings: TrainConfig, class_name: str) -> TrainConfig:
         raise InputError(f"--class-name {class_name} is for scenes seen in views; the file holds {signal.kind}")
     data = dataclasses.replace(signal.data, class_name=class_name)
     return dataclasses.replace(settings, signal=dataclasses.replace(signal, data=data))
-
-
-def _restored(run: Path, settings: TrainConfig) -> MetaState:
-    init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
-    like = assembly.first_state(settings, init(jax.random.key(0)))
-    with checkpoints.open_checkpoints(run) as saved:
-        found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))
-    if found is None:
-        raise CheckpointError(f"{run} holds no checkpoint yet")
-    return found.state
 
 
 def _save(settings: TrainConfig, initialisation: Initialisation, origin: str) -> None:

@@ -27,7 +27,10 @@ def load_initialisation(
     """
     folder = run / ("best" if checkpoint == "best" else "checkpoints")
     if checkpoint == "best" and not folder.is_dir():
-        raise CheckpointError(f"{run} holds no state with the best validation; drop --checkpoint best")
+        raise CheckpointError(
+            f"{folder} holds no state with the best validation, as that of a run which was imported or not validated; "
+            "drop --checkpoint best"
+        )
     init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
     like = assembly.first_state(settings, init(jax.random.key(0)))
     with checkpoints.open_checkpoints(run, folder.name, read_only=True) as saved:
