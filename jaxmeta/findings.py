@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmeta.gallery import steps
+from jaxmeta.tables import rays_a_step
 
 BASELINES = {
     "standard": "random, as the network is made",
@@ -76,7 +77,7 @@ def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
         "protocol": str(plan["protocol"]),
         "scenes": f"{num_scenes} of the split {wanted['split']}, class {class_of(training)}",
         **({"views": drawn} if plan["draws"] else {"support views": supports, "query views": _listed(plan["query"])}),
-        "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {plan['num_rays']} rays a step, "
+        "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {rays_a_step(plan)}, "
         f"scored after {_listed(plan['stages'])} steps",
         "seeds": _listed(wanted["seeds"]),
         "meta-learning": f"{training['step']:,} meta-steps of {training['outer']['num_scenes']} scenes, "

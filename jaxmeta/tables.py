@@ -19,9 +19,14 @@ def heading(about: Mapping[str, Any], num_scenes: int, outcomes: Sequence[Outcom
     return (
         f"{num_scenes} scenes of '{about['evaluation']['split']}', {views}, {num_seeds} seed{'s' * (num_seeds > 1)}, "
         f"{about['training']['step']} meta-steps\n"
-        f"protocol {plan['protocol']}: {plan['optimiser']} {plan['step_size']:g}, {plan['num_rays']} rays a step\n"
+        f"protocol {plan['protocol']}: {plan['optimiser']} {plan['step_size']:g}, {rays_a_step(plan)}\n"
         "mean ± standard deviation over scenes; below it the 95 % interval of the mean\n"
     )
+
+
+def rays_a_step(plan: Mapping[str, Any]) -> str:
+    """Returns how much of the support an inner step sees, in words."""
+    return "all of the support in a step" if plan["num_rays"] is None else f"{plan['num_rays']} rays a step"
 
 
 def of_stages(rows: Sequence[Mapping[str, Any]], paired: Sequence[Mapping[str, Any]]) -> str:

@@ -267,6 +267,53 @@ LOAD = "views = load_split(Path(sys.argv[1]), 'car', 'train', num_views=2).views
 DIE = "import os; from jaxmeta.data import packing; packing.{} = lambda *_, **__: os._exit(9)\n"
 
 
+MANY = [f"scene{index:03d}" for index in range(101)]
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """101 scenes, the second of which is broken."""
+    root = tmp_path / "many"
+    for scene_id in MANY:
+        shapenet.write_scene(root / "cars" / scene_id, IMAGES[0, :1], np.eye(4)[None], 0.7)
+    shapenet.write_splits(root, "car", {"train": MANY, "test": [MANY[0]]})
+    (root / "cars" / MANY[1] / "r_0.png").write_bytes(b"no image")
+    return root
+
+
+def test_d1_a_bad_scene_can_be_skipped_with_a_warning(many, capsys):
+    options = {"num_views": 1, "allow_overlap": True}
+    with refused("r_0.png"):
+        load_split(many, "car", "train", **options)
+    for _ in range(2):  # decoded, then from the cache
+        split = load_split(many, "car", "train", skip_bad=True, **options)
+        assert split.ids == (MANY[0], *MANY[2:])
+        assert len(split.views.images) == 100
+        warning = capsys.readouterr().err
+        assert warning.count("warning: scene skipped: ") == 1
+        assert f"{MANY[1]}/r_0.png" in warning
+    with refused("r_0.png"):  # the cache of the others does not hide it
+        load_split(many, "car", "train", **options)
+
+
+def test_d1_too_many_bad_scenes_are_an_error(many):
+    (many / "cars" / MANY[0] / "r_0.png").write_bytes(b"no image")
+    with refused("2 of 101 scenes are bad, more than one in a hundred, the first: .*scene00"):
+        load_split(many, "car", "train", num_views=1, skip_bad=True, allow_overlap=True)
+
+
+def test_d10_a_scene_in_two_splits_is_an_error_unless_allowed(many):
+    with refused("'scene000' both in 'test' and in 'train'.*--data.allow-overlap"):
+        load_split(many, "car", "test", num_views=1)
+    assert load_split(many, "car", "test", num_views=1, allow_overlap=True).ids == (MANY[0],)
+
+
+def test_d10_an_unknown_scene_is_told_with_the_nearest(root):
+    shapenet.write_splits(root, "car", {"train": ["scene0", "scene9"]})
+    with refused("cars has no scene 'scene9', which its split lists; the nearest there are scene2, scene1, scene0"):
+        load(root)
+
+
 def start(code: str, root: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, root], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
 

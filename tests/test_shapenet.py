@@ -191,7 +191,7 @@ BROKEN = {
         write_splits(train=["scene0"], test=["scene1", "scene0"]),
         r"lists 'scene0' both in 'train' and in 'test'; a scene belongs to one split",
     ),
-    "D10 unknown scene": (write_splits(train=["nope"]), r"cars.nope cannot be read: No such file or directory"),
+    "D10 unknown scene": (write_splits(train=["nope"]), r"cars has no scene 'nope'"),
     "D10 no folder of scenes": (
         lambda root: (root / "cars").rename(root / "elsewhere"),
         r"has no folder 'car' or 'cars' with the scenes of car_splits\.json",

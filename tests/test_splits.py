@@ -19,5 +19,5 @@ def test_the_scene_with_the_fewest_views_counts_if_it_is_asked_for(tmp_path):
     assert count_views(root, "car", "train") == NUM_VIEWS - 1
     assert count_views(root, "car", "train", num_scenes=1) == NUM_VIEWS
     shutil.rmtree(root / "cars" / "scene2")
-    with refused("scene2/transforms.json"):
+    with refused("no scene 'scene2'"):
         count_views(root, "car", "train")

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -30,9 +31,11 @@ from jaxmeta.data.png import reject
 from jaxmeta.data.scenes import SceneFolder
 from jaxmeta.errors import InputError, StorageError
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _ARRAYS = tuple(f"{name}.npy" for name in Views._fields)
+_MOST_BAD = 0.01
+"""Share of the scenes that may be skipped."""
 _ABANDONED = 24 * 3600
 """Seconds after which an unfinished cache is one of a process that was killed."""
 
@@ -40,6 +43,7 @@ _ABANDONED = 24 * 3600
 class Packed(NamedTuple):
     """Scenes of one size."""
 
+    ids: tuple[str, ...]
     views: Views
     """Memory-mapped."""
     content: str
@@ -63,7 +67,13 @@ def fingerprint(paths: Iterable[Path]) -> str:
 
 
 def load_packed(
-    cache: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Path], Views], source: str, *, verify: bool
+    cache: Path,
+    scenes: Sequence[SceneFolder],
+    load_scene: Callable[[Path], Views],
+    source: str,
+    *,
+    verify: bool,
+    skip_bad: bool = False,
 ) -> Packed:
     """Returns the views of all scenes; decodes them first where the cache does not hold them.
 
@@ -73,25 +83,28 @@ def load_packed(
       load_scene: reads one scene.
       source: fingerprint of what is read.
       verify: compare the SHA-256 of the cached arrays too, not only their sizes.
+      skip_bad: leave broken scenes out, with a warning, up to one in a hundred.
 
     Raises:
-      InputError: a scene is broken, or differs in size from the others.
+      InputError: a scene is broken, or differs in size from the others; or too many are.
       StorageError: the cache cannot be written.
     """
-    packed = _cached(cache, [scene.id for scene in scenes], source, verify=verify)
-    return packed or _build(cache, scenes, load_scene, source)
+    packed = _cached(cache, [scene.id for scene in scenes], source, verify=verify, skip_bad=skip_bad)
+    return packed or _build(cache, scenes, load_scene, source, skip_bad=skip_bad)
 
 
 def _open(folder: Path) -> Views:
     return Views(*(np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _ARRAYS))
 
 
-def _cached(cache: Path, ids: list[str], source: str, *, verify: bool) -> Packed | None:
+def _cached(cache: Path, ids: list[str], source: str, *, verify: bool, skip_bad: bool) -> Packed | None:
     """Returns what a cache holds, or None if that is not exactly what is wanted."""
     try:
         views = _open(cache)
         manifest = json.loads((cache / _MANIFEST).read_bytes())
-        expected = {"format": FORMAT, "source": source, "ids": ids, "files": _describe(cache, manifest, verify=verify)}
+        bad = manifest["bad"] if skip_bad else {}
+        ids = [scene_id for scene_id in ids if scene_id not in bad]
+        expected = _manifest(source, ids, bad, _describe(cache, manifest, verify=verify))
         leading = views.images.shape[:2]
         kinds = [(leaf.dtype, leaf.shape) for leaf in views]
         sound = kinds == [
@@ -103,7 +116,12 @@ def _cached(cache: Path, ids: list[str], source: str, *, verify: bool) -> Packed
         return None
     if not sound or leading[0] != len(ids) or manifest != expected:
         return None
-    return Packed(views, _content(manifest))
+    _tell_skipped(bad)
+    return Packed(tuple(ids), views, _content(manifest))
+
+
+def _manifest(source: str, ids: list[str], bad: dict[str, str], files: dict[str, Any]) -> dict[str, Any]:
+    return {"format": FORMAT, "source": source, "ids": ids, "bad": bad, "files": files}
 
 
 def _describe(folder: Path, manifest: dict[str, Any], *, verify: bool) -> dict[str, dict[str, Any]]:
@@ -117,24 +135,52 @@ def _describe(folder: Path, manifest: dict[str, Any], *, verify: bool) -> dict[s
     }
 
 
-def _build(cache: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Path], Views], source: str) -> Packed:
+def _build(
+    cache: Path,
+    scenes: Sequence[SceneFolder],
+    load_scene: Callable[[Path], Views],
+    source: str,
+    *,
+    skip_bad: bool,
+) -> Packed:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         _sweep(cache)
         temporary = cache.parent / f"{cache.name}.{uuid.uuid4().hex}.tmp"
         temporary.mkdir()
         try:
-            _pack(temporary, scenes, load_scene)
-            files = _describe(temporary, {}, verify=True)
-            manifest = {"format": FORMAT, "source": source, "ids": [scene.id for scene in scenes], "files": files}
+            bad = _pack(temporary, scenes, load_scene, skip_bad=skip_bad)
+            if bad:
+                scenes = _without(scenes, bad)
+                _pack(temporary, scenes, load_scene, skip_bad=False)
+            ids = [scene.id for scene in scenes]
+            manifest = _manifest(source, ids, bad, _describe(temporary, {}, verify=True))
             (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-            packed = Packed(_open(temporary), _content(manifest))  # Stays mapped, whatever becomes of the file.
+            # Stays mapped, whatever becomes of the file.
+            packed = Packed(tuple(ids), _open(temporary), _content(manifest))
             _place(temporary, cache)
             return packed
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise StorageError(f"{cache} cannot be written: {error.strerror}; free some space on its disk") from error
+
+
+def _without(scenes: Sequence[SceneFolder], bad: dict[str, str]) -> list[SceneFolder]:
+    """Returns the sound scenes, and tells which are not; too many of these are an error."""
+    if len(bad) > _MOST_BAD * len(scenes):
+        first = next(iter(bad.values()))
+        raise InputError(
+            f"{len(bad)} of {len(scenes)} scenes are bad, more than one in a hundred, the first: {first}; "
+            "python -m jaxmeta.data.check lists all"
+        )
+    _tell_skipped(bad)
+    return [scene for scene in scenes if scene.id not in bad]
+
+
+def _tell_skipped(bad: dict[str, str]) -> None:
+    for problem in bad.values():
+        print(f"warning: scene skipped: {problem}", file=sys.stderr)
 
 
 def _sweep(cache: Path) -> None:
@@ -156,8 +202,24 @@ def _place(complete: Path, cache: Path) -> None:
             raise
 
 
-def _pack(folder: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Path], Views]) -> None:
-    first = load_scene(scenes[0].folder)
+def _pack(
+    folder: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Path], Views], *, skip_bad: bool
+) -> dict[str, str]:
+    """Writes the arrays of all scenes; returns what is wrong with the bad ones, by id, if they are to be skipped."""
+    bad: dict[str, str] = {}
+
+    def load(scene: SceneFolder) -> Views | None:
+        try:
+            return load_scene(scene.folder)
+        except InputError as error:
+            if not skip_bad:
+                raise
+            bad[scene.id] = str(error)
+            return None
+
+    at, first = next(((at, views) for at, views in enumerate(map(load, scenes)) if views), (None, None))
+    if first is None:
+        return bad
     with ExitStack() as stack:
         files = [
             stack.enter_context(_create(folder / name, len(scenes), leaf))
@@ -167,7 +229,9 @@ def _pack(folder: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Pat
         turn = threading.Lock()
 
         def store(index: int) -> None:
-            views = load_scene(scenes[index].folder) if index else first
+            views = first if index == at else load(scenes[index])
+            if views is None:
+                return
             if views.images.shape != first.images.shape:
                 raise InputError(
                     f"{scenes[index].folder} has views of {_size(views)} pixels, {scenes[0].folder} of "
@@ -188,6 +252,7 @@ def _pack(folder: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Pat
         for file in files:
             file.flush()
             os.fsync(file.fileno())
+    return bad
 
 
 def _create(path: Path, num_scenes: int, leaf: np.ndarray) -> BinaryIO:

@@ -26,8 +26,8 @@ def splits_path(root: Path, class_name: str) -> Path:
     return root / f"{class_name}_splits.json"
 
 
-def scene_folders(root: Path, class_name: str, split: str) -> list[SceneFolder]:
-    """Returns the scenes that a split lists, in its order.
+def scene_folders(root: Path, class_name: str, split: str, *, allow_overlap: bool = False) -> list[SceneFolder]:
+    """Returns the scenes that a split lists, in its order; other splits may have them too only if that is allowed.
 
     Raises:
       InputError: the list or the folder is missing or malformed.
@@ -36,7 +36,7 @@ def scene_folders(root: Path, class_name: str, split: str) -> list[SceneFolder]:
     splits = read_json(path)
     if split not in splits:
         reject(path, f"has no split '{split}', only {sorted(splits)}")
-    _check_ids(path, splits, split)
+    _check_ids(path, splits, split, allow_overlap=allow_overlap)
     folder = next((root / name for name in (class_name, f"{class_name}s") if (root / name).is_dir()), None)
     if folder is None:
         reject(root, f"has no folder '{class_name}' or '{class_name}s' with the scenes of {path.name}")
@@ -97,7 +97,7 @@ def write_splits(root: Path, class_name: str, splits: dict[str, list[str]]) -> N
     splits_path(root, class_name).write_text(json.dumps(splits, indent=1))
 
 
-def _check_ids(path: Path, splits: dict[str, object], split: str) -> None:
+def _check_ids(path: Path, splits: dict[str, object], split: str, *, allow_overlap: bool) -> None:
     ids = splits[split]
     if not isinstance(ids, list) or not ids:
         reject(path, f"lists no scenes in '{split}'")
@@ -108,8 +108,12 @@ def _check_ids(path: Path, splits: dict[str, object], split: str) -> None:
         reject(path, f"lists {_first_repeated(ids)!r} twice in '{split}'")
     for other, other_ids in splits.items():
         shared = set(ids) & {i for i in other_ids if isinstance(i, str)} if isinstance(other_ids, list) else set()
-        if other != split and shared:
-            reject(path, f"lists {min(shared)!r} both in '{split}' and in '{other}'; a scene belongs to one split")
+        if other != split and shared and not allow_overlap:
+            reject(
+                path,
+                f"lists {min(shared)!r} both in '{split}' and in '{other}'; a scene belongs to one split, or give "
+                "--data.allow-overlap",
+            )
 
 
 def _first_repeated(ids: Sequence[str]) -> str:

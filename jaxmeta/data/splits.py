@@ -1,5 +1,6 @@
 """Finds out how a data set is laid out and returns a split of it as arrays, packed at first use."""
 
+import difflib
 import hashlib
 import os
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def load_split(
     layout: Layout = "auto",
     assume_opaque: bool = False,
     verify: bool = False,
+    skip_bad: bool = False,
+    allow_overlap: bool = False,
 ) -> Split:
     """Returns the first views of the scenes of a split; the arrays are memory-mapped.
 
@@ -56,6 +59,8 @@ def load_split(
       layout: see the modules of that name; "auto" looks which one is there.
       assume_opaque: take RGB images, as opaque.
       verify: compare the checksums of the packed arrays, not only their sizes.
+      skip_bad: leave broken scenes out, with a warning, up to one in a hundred.
+      allow_overlap: let a scene be in several splits.
 
     Raises:
       InputError: something is missing or malformed.
@@ -63,8 +68,9 @@ def load_split(
     """
     if num_views < 1 or (num_scenes is not None and num_scenes < 1):
         raise InputError(f"--data.num-views {num_views} and --data.num-scenes {num_scenes} must be positive")
-    source = find_split(root, class_name, split, layout)
+    source = find_split(root, class_name, split, layout, allow_overlap=allow_overlap)
     scenes = source.scenes[:num_scenes]
+    _check_known(scenes)
     key = (layout, [scene.id for scene in scenes], num_views, assume_opaque)
     name = f"{class_name}-{split}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
     packed = packing.load_packed(
@@ -73,20 +79,40 @@ def load_split(
         partial(source.load_scene, num_views=num_views, assume_opaque=assume_opaque),
         packing.fingerprint(scene.folder for scene in scenes),
         verify=verify,
+        skip_bad=skip_bad,
     )
-    return Split(tuple(scene.id for scene in scenes), *packed)
+    return Split(*packed)
 
 
 def count_views(
-    root: Path, class_name: str, split: str, *, num_scenes: int | None = None, layout: Layout = "auto"
+    root: Path,
+    class_name: str,
+    split: str,
+    *,
+    num_scenes: int | None = None,
+    layout: Layout = "auto",
+    allow_overlap: bool = False,
 ) -> int:
     """Returns how many views every one of the first scenes of a split has; the arguments are those of `load_split`.
 
     Raises:
       InputError: something is missing or malformed.
     """
-    source = find_split(root, class_name, split, layout)
-    return min(source.count_views(scene.folder) for scene in source.scenes[:num_scenes])
+    source = find_split(root, class_name, split, layout, allow_overlap=allow_overlap)
+    scenes = source.scenes[:num_scenes]
+    _check_known(scenes)
+    return min(source.count_views(scene.folder) for scene in scenes)
+
+
+def _check_known(scenes: list[SceneFolder]) -> None:
+    for scene in scenes:
+        if not scene.folder.is_dir() and scene.folder.parent.is_dir():
+            there = [path.name for path in scene.folder.parent.iterdir() if path.is_dir()]
+            near = ", ".join(difflib.get_close_matches(scene.id, there))
+            raise InputError(
+                f"{scene.folder.parent} has no scene {scene.id!r}, which its split lists"
+                + (f"; the nearest there are {near}" if near else "")
+            )
 
 
 def cache_folder(root: Path) -> Path:
@@ -97,8 +123,10 @@ def cache_folder(root: Path) -> Path:
     return user_cache / "jaxmeta" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
 
 
-def find_split(root: Path, class_name: str, split: str, layout: Layout = "auto") -> SplitSource:
-    """Returns which scenes a split has and how to read them.
+def find_split(
+    root: Path, class_name: str, split: str, layout: Layout = "auto", *, allow_overlap: bool = False
+) -> SplitSource:
+    """Returns which scenes a split has and how to read them; the arguments are those of `load_split`.
 
     Raises:
       InputError: there is no such split.
@@ -109,7 +137,8 @@ def find_split(root: Path, class_name: str, split: str, layout: Layout = "auto")
     if layout == "auto":
         layout = _detect(root, class_name, split)
     if layout == "shapenet":
-        return SplitSource(shapenet.scene_folders(root, class_name, split), shapenet.load_scene, shapenet.count_views)
+        folders = shapenet.scene_folders(root, class_name, split, allow_overlap=allow_overlap)
+        return SplitSource(folders, shapenet.load_scene, shapenet.count_views)
     if layout == "srn":
         return SplitSource(srn.scene_folders(root, class_name, split), srn.load_scene, srn.count_views)
     only = [SceneFolder(root.resolve().name, root)]

@@ -39,6 +39,10 @@ class DataConfig(signals.DataConfig):
     """Take RGB images, which have no alpha, as opaque."""
     verify: bool = False
     """Compare the checksums of the packed scenes at the start, not only their sizes."""
+    on_bad_scene: Literal["error", "skip"] = "error"
+    """What becomes of a broken scene of the train split: skip leaves it out with a warning, up to one in a hundred."""
+    allow_overlap: bool = False
+    """Let a scene be in several splits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +119,14 @@ class ViewsConfig(Kind):
     def count_views(self, name: str, *, num_scenes: int | None = None) -> int:
         """Returns how many views every one of the first scenes of a split has."""
         data = self.data
-        return count_views(data.root, data.class_name, name, num_scenes=num_scenes, layout=data.layout)
+        return count_views(
+            data.root,
+            data.class_name,
+            name,
+            num_scenes=num_scenes,
+            layout=data.layout,
+            allow_overlap=data.allow_overlap,
+        )
 
     def load(self, name: str, *, num_scenes: int | None = None, num_views: int | None = None) -> Split:
         """Returns the first scenes of a split, with so many views of each, or those of the config if not given."""
@@ -129,6 +140,8 @@ class ViewsConfig(Kind):
             layout=data.layout,
             assume_opaque=data.assume_opaque,
             verify=data.verify,
+            skip_bad=data.on_bad_scene == "skip" and name == "train",
+            allow_overlap=data.allow_overlap,
         )
         height, width = found.views.images.shape[2:4]
         return Split(found.ids, found.views, (height, width), found.content)
