@@ -139,9 +139,9 @@ def _storage_errors(checkpoints: Checkpoints) -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
-    for pause in (0, 0.1, 0.3, 1):  # other threads of a save that failed may still be writing
-        time.sleep(pause)
+    for pause in (0.1, 0.3, 1, 3):  # other threads of a save that failed may still be writing
         shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(pause)
         if not folder.exists():
             return
 
