@@ -67,6 +67,7 @@ def main() -> None:
     starts = initialisations(wanted, settings, learned, mesh)
     subject = Subject(signal, split.scenes, len(split.ids), num_views)
     ready, compiled_before = time.perf_counter(), compiled()
+    print(f"fitting {len(split.ids)} scenes from {len(next(iter(starts.values())))} initialisations", flush=True)
     with tqdm(total=num_fits(plan, starts, len(split.ids)), unit="fit", disable=None) as bar:
         outcomes, shown = compare(subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=bar.update)
     seconds = {
@@ -83,6 +84,8 @@ def main() -> None:
         "seconds": seconds,
     }
     content = write_results(wanted, about, split.ids, plan.stages, outcomes)
+    if wanted.figure_scenes:
+        print("drawing the pictures", flush=True)
     exhibition = pictures.exhibition(split.ids, plan.stages, shown, signal)
     made = pictures.write_pictures(out, signal, exhibition, span=kind.span, num_scenes=wanted.figure_scenes)
     film = assemble(settings, size=turntable.film_size(*split.size), num_rays=plan.num_rays).render_pose

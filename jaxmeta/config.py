@@ -259,7 +259,7 @@ def load(path: Path) -> TrainConfig:
     try:
         return decode(path.read_bytes(), path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}; give the folder of a run of train.py") from error
 
 
 def decode(text: bytes | str, path: Path) -> TrainConfig:
@@ -303,10 +303,12 @@ def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
     """Returns a line for each setting that makes `after` another training than `before`."""
     flat_before, flat_after = _flat(as_dict(before)), _flat(as_dict(after))
     free = (*_FREE_TO_CHANGE, "outer.num_steps") if after.outer.schedule == "constant" else _FREE_TO_CHANGE
+    # Each kind of signal has settings of its own.
+    values = {name: (flat_before.get(name), flat_after.get(name)) for name in flat_before | flat_after}
     return [
-        f"{name}: {flat_before[name]} -> {flat_after[name]}"
-        for name in flat_before
-        if flat_before[name] != flat_after[name] and not name.startswith(free)
+        f"{name}: {value} -> {other}"
+        for name, (value, other) in values.items()
+        if value != other and not name.startswith(free)
     ]
 
 

@@ -38,8 +38,8 @@ def lead(content: Mapping[str, Any], num_scenes: int) -> str:
     reached = {row["initialisation"]: row["psnr_mean"] for row in rows if row["steps"] == last}
     scenes = "a scene" if num_scenes == 1 else f"{num_scenes} scenes"
     found = (
-        f"Fitted with {steps(last)} to {count} view{'s' * (count > 1)} of {scenes} not seen before, the learned "
-        f"initialisation reaches {_number(reached['learned'], '.1f')} dB on other views"
+        f"Fitted with {steps(last)} to {_support_in_words(content, count)} of {scenes} not seen before, the learned "
+        f"initialisation reaches {_number(reached['learned'], '.1f')} dB{_query_in_words(content)}"
     )
     more = [
         row
@@ -53,6 +53,29 @@ def lead(content: Mapping[str, Any], num_scenes: int) -> str:
     if math.isfinite(more[0]["psnr_low"]):
         found += f" (95 % interval {_span(more[0], 'psnr', '+.1f')}, paired over scenes)"
     return f"{found}."
+
+
+def _support_in_words(content: Mapping[str, Any], count: int) -> str:
+    names = {"views": "view", "ct": "projection"}
+    return f"{count} {names.get(content['training'].get('kind', 'views'), 'part')}{'s' * (count > 1)}"
+
+
+def _query_in_words(content: Mapping[str, Any]) -> str:
+    """Returns what was scored, where that can be said: views that were not fitted, or the part that was."""
+    plan, kind = content["protocol"], content["training"].get("kind", "views")
+    if kind == "views":
+        return " on other views"
+    return " on the same part" if kind != "ct" and set(plan["query"]) <= set(plan["supports"][0]) else ""
+
+
+def algorithm(training: Mapping[str, Any]) -> str:
+    """Returns the name of what learned the initialisation, with its source."""
+    return {
+        "reptile": "Reptile (Nichol et al. 2018)",
+        "fomaml": "first-order MAML (Finn et al. 2017)",
+        "maml": "MAML (Finn et al. 2017)",
+        "meta-sgd": "Meta-SGD (Li et al. 2017)",
+    }[training["outer"]["algorithm"]]
 
 
 def tables(content: Mapping[str, Any]) -> list[Table]:

@@ -88,7 +88,7 @@ def comparison(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
         path,
         "The same scenes from two starting points",
         "Each row is a scene that was not in the training. The network is given the support alone, and is asked for "
-        "the target, which it has not seen. Compare the columns with equal numbers of steps; below each picture is "
+        "the target. Compare the columns with equal numbers of steps; below each picture is "
         "its PSNR.",
     )
 
@@ -107,14 +107,13 @@ def novel_views(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture
         rows,
         column_titles=["given", *(str(number) for number in range(1, len(indices) + 1))],
         row_titles=[title for scene in scenes for title in (shown.ids[scene], f"learned,\n{last}")],
-        groups={"support": 1, "query views": len(indices)},
+        groups={"support": 1, "query": len(indices)},
     )
     return Picture(
         path,
-        "All around the scene",
-        "Two rows per scene: the true views, and below them what the learned initialisation makes of the support "
-        f"view after {last}. Look at the sides that the support view does not show: they come from what was learned "
-        "about the class.",
+        "What was asked for",
+        "Two rows per scene: the truth, and below it what the learned initialisation makes of the support after "
+        f"{last}. What the support does not show comes from what was learned about the class.",
     )
 
 

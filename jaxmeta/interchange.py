@@ -46,6 +46,8 @@ def export_run(run: tyro.conf.Positional[Path], file: tyro.conf.Positional[Path]
       run: folder of a run of train.py.
       file: to write.
     """
+    if file.suffix != ".safetensors":
+        raise InputError(f"{file} must end in .safetensors, which is what is written")
     settings = configs.load(run / "config.json")
     step, learned = load_initialisation(run, settings)
     arrays = initialisations.named_arrays(jax.device_get(learned))

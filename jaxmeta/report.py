@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from jaxmeta.figures import DPI, Picture
-from jaxmeta.findings import BASELINES, Table, class_of, facts, lead, tables
+from jaxmeta.findings import BASELINES, Table, algorithm, class_of, facts, lead, tables
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -40,6 +40,7 @@ def write_report(
         numbers="\n".join([_table(scores), *map(_figure, curves), *map(_table, others)]),
         pictures="\n".join(map(_figure, pictures[1:])) or '<p class="note">No pictures were asked for.</p>',
         facts=_list(facts(content, num_scenes).items()),
+        algorithm=escape(algorithm(content["training"])),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

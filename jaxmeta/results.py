@@ -141,4 +141,5 @@ def _nan_mean(values: Float[np.ndarray, "scenes stages"], axis: int) -> Float[np
 
 def _nan_median(values: Float[np.ndarray, "scenes"]) -> float:
     finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else math.nan
+    # Of an even number the lower one, so that it is a number of steps that was scored.
+    return float(np.percentile(finite, 50, method="lower")) if len(finite) else math.nan

@@ -125,7 +125,7 @@ def test_d11_a_name_that_only_begins_like_the_folder_is_outside(root):
 
 
 def test_d7_too_few_views(root):
-    with refused(r"transforms_train\.json lists 2 frames, 3 are wanted; lower --data\.num-views"):
+    with refused(r"transforms_train\.json lists 2 frames, 3 are wanted; ask for fewer .--data.num-views."):
         load(root, num_views=3)
 
 

@@ -239,3 +239,9 @@ def test_adam_by_hand():
     # m = 0.1 * 0.9 + 0.1 * 3 = 0.39, unbiased by 1 - 0.81; v = 0.001 * 0.999 + 0.001 * 9 = 0.009999, by 1 - 0.998001.
     wanted = -0.1 * (0.39 / 0.19) / np.sqrt(0.009999 / 0.001999)
     np.testing.assert_allclose(outer_steps(OuterConfig(learning_rate=0.1), [1, 3]), [-0.1, wanted], rtol=1e-4)
+
+
+def test_runs_of_two_kinds_differ_in_words():
+    toy, ct = (PRESETS[name][1] for name in ("toy", "ct"))
+    assert "kind: views -> ct" in config.differences(toy, ct)
+    assert any(line.startswith("data.class_name: ") for line in config.differences(ct, toy))

@@ -29,7 +29,7 @@ def content(names=("standard", "learned"), counts=(1,), evil="car") -> dict:
         },
         "evaluation": {"split": evil, "seeds": [1]},
         "training": {
-            "step": 2500, "run": evil, "data": {"class_name": evil}, "outer": {"num_scenes": 4},
+            "step": 2500, "run": evil, "data": {"class_name": evil}, "outer": {"num_scenes": 4, "algorithm": "reptile"},
             "inner": {"num_steps": 32},
         },
         "versions": {"jax": "1.2.3"},

@@ -137,7 +137,7 @@ BROKEN = {
     ),
     "D7 too few frames": (
         edit_content(frames=[{"file_path": "r_0", "transform_matrix": IDENTITY}]),
-        r"scene2.transforms\.json lists 1 frames, 2 are wanted; lower --data.num-views",
+        r"scene2.transforms\.json lists 1 frames, 2 are wanted; ask for fewer .--data.num-views.",
     ),
     "D7 no cameras": (
         lambda root: (root / "cars" / "scene2" / "transforms.json").unlink(),
@@ -181,7 +181,7 @@ BROKEN = {
     "frame not an object": (edit_content(frames=[1, 2]), r"has a frames\[0\] that is not an object"),
     "D10 no splits": (
         lambda root: (root / "car_splits.json").unlink(),
-        r"holds no data of class 'car' and split 'train': wanted car_splits\.json, .*--data\.class-name",
+        r"holds no data of class 'car' and split 'train': wanted car_splits\.json, .*the name of the class",
     ),
     "D10 unknown split": (write_splits(test=["scene1"]), r"car_splits\.json has no split 'train', only \['test'\]"),
     "D10 empty split": (write_splits(train=[]), r"car_splits\.json lists no scenes in 'train'"),

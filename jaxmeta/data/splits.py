@@ -154,5 +154,6 @@ def _detect(root: Path, class_name: str, split: str) -> Layout:
         return "blender"
     raise InputError(
         f"{root} holds no data of class '{class_name}' and split '{split}': wanted {class_name}_splits.json, a folder "
-        f"{class_name}_{split} or {class_name}s_{split}, or transforms_{split}.json; see --data.root, --data.class-name"
+        f"{class_name}_{split} or {class_name}s_{split}, or transforms_{split}.json; see the folder and the "
+        "name of the class"
     )

@@ -54,7 +54,9 @@ def load_scene(folder: Path, *, num_views: int, assume_opaque: bool = False) -> 
     """
     pose_paths = _pose_paths(folder)
     if len(pose_paths) < num_views:
-        reject(folder / "pose", f"has {len(pose_paths)} poses, {num_views} are wanted; lower --data.num-views")
+        reject(
+            folder / "pose", f"has {len(pose_paths)} poses, {num_views} are wanted; ask for fewer (--data.num-views)"
+        )
     pose_paths, intrinsics_path = pose_paths[:num_views], folder / "intrinsics.txt"
     check_inside(folder, intrinsics_path, *pose_paths)
     poses = np.stack([_read_pose(path) for path in pose_paths])

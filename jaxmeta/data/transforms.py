@@ -35,7 +35,7 @@ def read_transforms(path: Path, *, num_views: int) -> Transforms:
     content = read_json(path)
     frames, angle = _frames(path, content), content.get("camera_angle_x")
     if len(frames) < num_views:
-        reject(path, f"lists {len(frames)} frames, {num_views} are wanted; lower --data.num-views")
+        reject(path, f"lists {len(frames)} frames, {num_views} are wanted; ask for fewer (--data.num-views)")
     if not isinstance(angle, int | float) or isinstance(angle, bool) or not _MIN_ANGLE < angle < math.pi:
         reject(path, f"has camera_angle_x {angle!r}, wanted radians between 0 and pi")
     parsed = [_parse_frame(path, index, frame) for index, frame in enumerate(frames[:num_views])]
