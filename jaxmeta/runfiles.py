@@ -90,13 +90,19 @@ def claim_folder(path: Path) -> None:
 def append_metrics(run: Path, **metrics: Any) -> None:
     """Adds one line to `metrics.jsonl`, whole or not at all; of several processes only the first one writes.
 
+    Numbers that are not finite become null, and the line says `"nonfinite": true`.
+
     Raises:
       StorageError: it cannot be written.
     """
     if not is_main_process():
         return
     path = run / "metrics.jsonl"
-    line = (json.dumps(_without_nan(metrics), allow_nan=False) + "\n").encode()
+    try:
+        text = json.dumps(metrics, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_nan(metrics) | {"nonfinite": True}, allow_nan=False)
+    line = f"{text}\n".encode()
     try:
         with path.open("ab", buffering=0) as file:
             end = file.tell()

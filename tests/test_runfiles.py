@@ -39,7 +39,7 @@ def rows(run: Path) -> list[dict]:
 
 def test_t18_numbers_that_are_not_finite_are_null(tmp_path):
     runfiles.append_metrics(tmp_path, step=1, loss=float("nan"), psnr=float("-inf"), diverged=["a"])
-    assert rows(tmp_path) == [{"step": 1, "loss": None, "psnr": None, "diverged": ["a"]}]
+    assert rows(tmp_path) == [{"step": 1, "loss": None, "psnr": None, "diverged": ["a"], "nonfinite": True}]
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 

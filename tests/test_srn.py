@@ -1,6 +1,7 @@
 """The reader of Scene Representation Networks' layout: cameras by hand, and how it refuses what is broken."""
 
 import os
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -186,3 +187,11 @@ def test_images_of_any_shape(tmp_path):
     images = np.zeros((2, 2, 9, 16, 4), np.uint8)
     assert load(write_srn(tmp_path, images)).views.images.shape == (2, 2, 9, 16, 4)
     assert HEIGHT != WIDTH  # in all other tests too
+
+
+def test_d10_a_scene_in_two_splits_is_an_error_unless_allowed(tmp_path):
+    root = write_srn(tmp_path)
+    shutil.copytree(root / "cars_train" / "scene0", root / "cars_test" / "scene0")
+    with refused("cars_train/scene0 is also .*cars_test/scene0; .*--data.allow-overlap"):
+        load_split(root, "car", "train", num_views=1)
+    assert load_split(root, "car", "train", num_views=1, allow_overlap=True).ids == ("scene0", "scene1")

@@ -17,6 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from jaxmeta.cameras import Views
+from jaxmeta.data import srn
 from jaxmeta.data.scenes import SceneFolder
 from jaxmeta.data.splits import Layout, SplitSource, find_split
 from jaxmeta.errors import InputError, run_command
@@ -62,7 +63,9 @@ def main() -> None:
     owners: dict[str, tuple[str, Path]] = {}
     for split in wanted.splits:
         try:
-            source = find_split(wanted.root, wanted.class_name, split, wanted.layout)
+            # Of folders of splits the overlap is told scene by scene, below.
+            folders = srn.split_folder(wanted.root, wanted.class_name, split) is not None
+            source = find_split(wanted.root, wanted.class_name, split, wanted.layout, allow_overlap=folders)
         except InputError as error:
             _tell(f"{split}: error: {error}")
             num_errors += 1

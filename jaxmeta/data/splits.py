@@ -140,7 +140,8 @@ def find_split(
         folders = shapenet.scene_folders(root, class_name, split, allow_overlap=allow_overlap)
         return SplitSource(folders, shapenet.load_scene, shapenet.count_views)
     if layout == "srn":
-        return SplitSource(srn.scene_folders(root, class_name, split), srn.load_scene, srn.count_views)
+        folders = srn.scene_folders(root, class_name, split, allow_overlap=allow_overlap)
+        return SplitSource(folders, srn.load_scene, srn.count_views)
     only = [SceneFolder(root.resolve().name, root)]
     return SplitSource(only, partial(blender.load_scene, split=split), partial(blender.count_views, split=split))
 

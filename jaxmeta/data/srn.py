@@ -28,11 +28,11 @@ def split_folder(root: Path, class_name: str, split: str) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def scene_folders(root: Path, class_name: str, split: str) -> list[SceneFolder]:
-    """Returns the scenes in the folder of a split, by id.
+def scene_folders(root: Path, class_name: str, split: str, *, allow_overlap: bool = False) -> list[SceneFolder]:
+    """Returns the scenes in the folder of a split, by id; other splits may have them too only if that is allowed.
 
     Raises:
-      InputError: there are none, or a folder's name is no id.
+      InputError: there are none, a folder's name is no id, or another split has the same id.
     """
     folder = split_folder(root, class_name, split)
     if folder is None:
@@ -43,6 +43,11 @@ def scene_folders(root: Path, class_name: str, split: str) -> list[SceneFolder]:
     for path in scenes:
         if not NAME.fullmatch(path.name):
             reject(path, "has a name that is no scene id: letters, digits, '.', '_' and '-'")
+    others = [split_folder(root, class_name, other) for other in ("train", "val", "test") if other != split]
+    for path in () if allow_overlap else scenes:
+        twin = next((other / path.name for other in others if other and (other / path.name).is_dir()), None)
+        if twin:
+            reject(path, f"is also {twin}; a scene belongs to one split, or give --data.allow-overlap")
     return [SceneFolder(path.name, path) for path in scenes]
 
 
