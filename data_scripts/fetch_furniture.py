@@ -65,7 +65,7 @@ class Config:
 class Piece(NamedTuple):
     """A model that a catalogue lists."""
 
-    library: Path
+    archive: Path
     model: str
     """Path of its OBJ file in the library."""
     name: str
@@ -97,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> None:
     ids = {identifier for members in splits.values() for identifier in members}
     sources = {
         model.scene_id: {
-            "source": f"Debian's {PACKAGE}, {piece.library.name}: {piece.name}",
+            "source": f"Debian's {PACKAGE}, {piece.archive.name}: {piece.name}",
             "creator": piece.creator,
             "license": piece.licence,
             "group": model.group,
@@ -186,11 +186,11 @@ def extract_models(pieces: Sequence[Piece], folder: Path) -> list[Model]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     models = []
-    for path in dict.fromkeys(piece.library for piece in pieces):
+    for path in dict.fromkeys(piece.archive for piece in pieces):
         with opened(path) as archive:
             entries = sound_entries(archive)
             for piece in pieces:
-                if piece.library == path:
+                if piece.archive == path:
                     models.append(_extract_model(archive, entries, piece, folder))
     return models
 
@@ -199,11 +199,11 @@ def _extract_model(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo],
     name = PurePosixPath(piece.model)
     files = {PurePosixPath(entry.filename): entry for entry in entries}
     if name not in files or name.suffix.lower() != ".obj":
-        raise InputError(f"{piece.library} lists {piece.model!r}, which is no .obj in it")
-    short = Path(piece.library.stem) / name.name
+        raise InputError(f"{piece.archive} lists {piece.model!r}, which is no .obj in it")
+    short = Path(piece.archive.stem) / name.name
     target = folder / scene_id(short)
     if target.exists():
-        raise InputError(f"{piece.library} lists the model {target.name} twice")
+        raise InputError(f"{piece.archive} lists the model {target.name} twice")
     wanted = {
         file: entry
         for file, entry in files.items()

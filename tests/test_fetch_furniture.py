@@ -71,7 +71,7 @@ def test_sources_belong_to_their_scenes(source, tmp_path):
         height = ord(model.path.stem[-1]) - ord("a") + 1
         assert f" {height} 0\nusemtl" in model.path.read_text()
         assert piece.model.endswith(model.path.name)
-        assert model.scene_id.startswith(piece.library.stem)
+        assert model.scene_id.startswith(piece.archive.stem)
         assert sorted(path.suffix for path in model.path.parent.iterdir()) == [".mtl", ".obj"]
 
 

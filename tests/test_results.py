@@ -148,7 +148,7 @@ def test_metrics_of_steps_that_are_run_again_go(tmp_path):
         file.write('{"step": 5, "los')  # as a power cut leaves it
     runfiles.cut_metrics(tmp_path, 20)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": None}]
+    assert lines == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": None, "nonfinite": True}]
     runfiles.cut_metrics(tmp_path / "nothing", 0)  # a new run has none
 
 
