@@ -55,9 +55,11 @@ class RadianceField(nn.Module):
             points, num_frequencies=self.num_frequencies, max_log2_frequency=self.max_log2_frequency
         ).astype(dtype)
         for _ in range(self.depth):
-            features = nn.relu(_dense(features, self.width, dtype, points.dtype))
-        outputs = _dense(features, 4, dtype, points.dtype).astype(points.dtype)
-        return activate(outputs, self.density_activation)
+            start = _within(features.shape[-1] ** -0.5)
+            features = nn.relu(_linear(features, self.width, dtype, points.dtype, start, start))
+        start = _within(features.shape[-1] ** -0.5)
+        outputs = _linear(features, 4, dtype, points.dtype, start, start)
+        return activate(outputs.astype(points.dtype), self.density_activation)
 
 
 class Siren(nn.Module):
@@ -86,12 +88,12 @@ class Siren(nn.Module):
         """Returns the values at each point; 0 to 1 is the range of an image, but nothing holds them in it."""
         dtype, inputs = coordinates.dtype, coordinates.shape[-1]
         # Phases of the first layer reach w0 radians: on a GPU, TF32 would shift them by a tenth.
-        sums = _linear(coordinates, self.width, dtype, dtype, _within(1 / inputs), "highest")
+        sums = _linear(coordinates, self.width, dtype, dtype, _within(1 / inputs), precision="highest")
         start = _within((6 / self.width) ** 0.5 / self.w0)
         precision = "highest" if self.compute_dtype is None else None
         for width in (*[self.width] * (self.depth - 1), self.features):
             hidden = jnp.sin(self.w0 * sums.astype(dtype)).astype(self.compute_dtype or dtype)
-            sums = _linear(hidden, width, hidden.dtype, dtype, start, precision)
+            sums = _linear(hidden, width, hidden.dtype, dtype, start, precision=precision)
         return sums.astype(dtype) + 0.5
 
 
@@ -131,27 +133,24 @@ class FourierMLP(nn.Module):
         return nn.sigmoid(outputs.astype(coordinates.dtype))
 
 
-def _dense(features: Float[Array, "*points inputs"], width: int, dtype: Any, param_dtype: Any) -> Array:
-    """Applies a new linear layer of the module that is being built."""
-    bound = features.shape[-1] ** -0.5
-
-    def uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    layer = nn.Dense(width, dtype=dtype, param_dtype=param_dtype, kernel_init=uniform, bias_init=uniform)
-    return layer(features)
-
-
 def _linear(
     features: Float[Array, "*points inputs"],
     width: int,
     dtype: Any,
     param_dtype: Any,
     kernel_init: Any,
+    bias_init: Any = nn.initializers.zeros,
     precision: Any = None,
 ) -> Array:
-    """Applies a new linear layer of the module that is being built; its biases start at zero."""
-    layer = nn.Dense(width, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, precision=precision)
+    """Applies a new linear layer of the module that is being built."""
+    layer = nn.Dense(
+        width,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        precision=precision,
+    )
     return layer(features)
 
 

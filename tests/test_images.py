@@ -8,7 +8,8 @@ import pytest
 from datasets import encode, refused
 
 from jaxmeta.data.faces import draw_faces
-from jaxmeta.data.images import load_images, read_picture, split_files
+from jaxmeta.data.folders import split_files
+from jaxmeta.data.images import load_images, read_picture
 from jaxmeta.data.slices import load_slices, read_slice
 from jaxmeta.kinds.images import check_parts, each_part, part_of, some_parts
 from jaxmeta.objectives import regression_loss

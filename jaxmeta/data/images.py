@@ -9,26 +9,19 @@ In the last two layouts the last tenth of the training data is for validation. W
 """
 
 import gzip
-import hashlib
 import io
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from jaxmeta.data.faces import draw_faces
+from jaxmeta.data.folders import draw_split, read_split, with_content
 from jaxmeta.data.png import read_bytes, reject
-from jaxmeta.errors import InputError
 
 Images = UInt8[np.ndarray, "images height width 3"]
 
-MADE_UP = {"train": 2048, "val": 64, "test": 256}
-"""How many scenes of each split are drawn where there are no data."""
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _MAX_PIXELS = 2**26
@@ -51,52 +44,15 @@ def load_images(
       InputError: something is missing or malformed.
     """
     if root is None:
-        count, key = made_up(split, num_images)
-        faces = np.asarray(draw_faces(jax.vmap(partial(jax.random.fold_in, key))(np.arange(count)), size=size))
-        return tuple(f"face{i}" for i in range(count)), faces, content_of("faces 1", split, size, count)
+        return draw_split("face", draw_faces, split, size=size, count=num_images)
     if root.suffix == ".npz":
-        ids, images = _numbered(_of_split(_read_npz(root, split), split), size, num_images)
+        images = _read_npz(root, split)
     elif (path := _idx_path(root, split)) is not None:
-        ids, images = _numbered(_of_split(_read_idx(path)[..., None].repeat(3, axis=-1), split), size, num_images)
+        images = _read_idx(path)[..., None].repeat(3, axis=-1)
     else:
-        files = split_files(root, split, _SUFFIXES)[:num_images]
-        ids, images = tuple(path.name for path in files), read_all(files, partial(read_picture, size=size))
-    return ids, images, content_of(ids, images.shape, images.tobytes())
-
-
-def made_up(split: str, count: int | None) -> tuple[int, jax.Array]:
-    """Returns how many scenes of a split to draw, and the key that they come from.
-
-    Raises:
-      InputError: there is no such split.
-    """
-    if split not in MADE_UP:
-        raise InputError(f"there is no split '{split}' of scenes that are made up; wanted one of {', '.join(MADE_UP)}")
-    return count or MADE_UP[split], jax.random.fold_in(jax.random.key(0), list(MADE_UP).index(split))
-
-
-def split_files(root: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
-    """Returns the files of a split, by name.
-
-    Raises:
-      InputError: there are none.
-    """
-    own = root / split
-    folder = own if own.is_dir() else root
-    if not folder.is_dir():
-        reject(root, "is no folder; see --data.root")
-    files = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in suffixes)
-    if folder == root:
-        files = [path for path in files if _split_of(path.name) == split]
-    if not files:
-        reject(folder, f"has no files of split '{split}' that end in {', '.join(suffixes)}")
-    return files
-
-
-def read_all(files: Sequence[Path], read) -> np.ndarray:
-    """Returns what the files hold, along a new leading axis."""
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(read, files)))
+        return read_split(root, split, _SUFFIXES, read_picture, size=size, count=num_images)
+    images = _of_size(_of_split(images, split)[:num_images], size)
+    return with_content(tuple(map(str, range(len(images)))), images)
 
 
 def read_picture(path: Path, *, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -134,29 +90,15 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
 
 
-def content_of(*parts: object) -> str:
-    """Returns a hash of what data consist of."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else repr(part).encode())
-    return digest.hexdigest()
-
-
-def _split_of(name: str) -> str:
-    place = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[0] * 10 // 256
-    return {8: "val", 9: "test"}.get(place, "train")
-
-
 def _of_split(images: np.ndarray, split: str) -> np.ndarray:
     held_out = max(len(images) // 10, 1)
     return {"train": images[:-held_out], "val": images[-held_out:]}.get(split, images)
 
 
-def _numbered(images: np.ndarray, size: int, num_images: int | None) -> tuple[tuple[str, ...], Images]:
-    images = images[:num_images]
-    if images.shape[1:3] != (size, size):
-        images = np.stack([np.asarray(fit_square(Image.fromarray(image), size)) for image in images])
-    return tuple(map(str, range(len(images)))), images
+def _of_size(images: np.ndarray, size: int) -> np.ndarray:
+    if images.shape[1:3] == (size, size):
+        return images
+    return np.stack([np.asarray(fit_square(Image.fromarray(image), size)) for image in images])
 
 
 def _idx_path(root: Path, split: str) -> Path | None:

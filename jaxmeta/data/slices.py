@@ -7,15 +7,14 @@ A npy holds one slice, H x W, of floats in [0, 1], or of bytes or 16-bit numbers
 pictures at 8 or 16 bits. Without a root, phantoms are drawn.
 """
 
-from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from jaxmeta.data.images import content_of, decode, fit_square, made_up, read_all, split_files
+from jaxmeta.data.folders import draw_split, read_split
+from jaxmeta.data.images import decode, fit_square
 from jaxmeta.data.phantoms import draw_phantoms
 from jaxmeta.data.png import reject
 
@@ -39,16 +38,8 @@ def load_slices(
       InputError: something is missing or malformed.
     """
     if root is None:
-        count, key = made_up(split, num_slices)
-        drawn = draw_phantoms(jax.vmap(partial(jax.random.fold_in, key))(np.arange(count)), size=size)
-        return (
-            tuple(f"phantom{i}" for i in range(count)),
-            np.asarray(drawn),
-            content_of("phantoms 1", split, size, count),
-        )
-    files = split_files(root, split, _SUFFIXES)[:num_slices]
-    ids, slices = tuple(path.name for path in files), read_all(files, partial(read_slice, size=size))
-    return ids, slices, content_of(ids, slices.shape, slices.tobytes())
+        return draw_split("phantom", draw_phantoms, split, size=size, count=num_slices)
+    return read_split(root, split, _SUFFIXES, read_slice, size=size, count=num_slices)
 
 
 def read_slice(path: Path, *, size: int) -> Float[np.ndarray, "size size"]:
