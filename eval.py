@@ -9,6 +9,7 @@ Writes results.json, results.csv, pictures and report.html, which holds them, in
 import dataclasses
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,9 +33,10 @@ from jaxmeta import (
     turntable,
 )
 from jaxmeta.assembly import assemble, first_initialisation
-from jaxmeta.comparison import Starts, Subject, compare, num_fits
+from jaxmeta.comparison import Shown, Starts, Subject, compare, num_fits
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import JaxmetaError, run_command
+from jaxmeta.figures import Picture
 from jaxmeta.loading import load_initialisation
 from jaxmeta.metalearning import Initialisation, Learned
 from jaxmeta.protocols import EvalConfig
@@ -84,17 +86,9 @@ def main() -> None:
         "seconds": seconds,
     }
     content = write_results(wanted, about, split.ids, plan.stages, outcomes)
-    if wanted.figure_scenes:
-        print("drawing the pictures", flush=True)
-    exhibition = pictures.exhibition(split.ids, plan.stages, shown, signal)
-    made = pictures.write_pictures(out, signal, exhibition, span=kind.span, num_scenes=wanted.figure_scenes)
-    film = assemble(settings, size=turntable.film_size(*split.size), num_rays=plan.num_rays).render_pose
-    seed, optimiser = wanted.seeds[0], protocols.inner_optimiser(plan)
+    optimiser, seed = protocols.inner_optimiser(plan), wanted.seeds[0]
     done = Evaluated(signal, split, plan.supports, plan.stages, optimiser, starts[seed], seed=seed, mesh=mesh)
-    if made:
-        made += kind.draw(out, done, num_scenes=wanted.figure_scenes)
-    if made and film:
-        made.insert(0, pictures.write_film(out, signal, film, exhibition, starts[seed], optimiser, seed=seed))
+    made = draw(out, settings, done, shown, num_scenes=wanted.figure_scenes) if wanted.figure_scenes else []
     curves = pictures.write_curves(out, content["summary"])
     write_report(out / "report.html", content, num_scenes=len(split.ids), curves=curves, pictures=made)
     print(f"results are in {out}; open {out / 'report.html'}")
@@ -141,6 +135,20 @@ def train_baseline(settings: TrainConfig, name: str) -> Initialisation:
     print(f"baseline {name}: meta-learned in {changed.run}")
     meta_learn(changed)
     return load_initialisation(changed.run, changed)[1]
+
+
+def draw(out: Path, settings: TrainConfig, done: Evaluated, shown: Shown, *, num_scenes: int) -> list[Picture]:
+    """Writes the pictures of an evaluation, of so many scenes."""
+    print("drawing the pictures", flush=True)
+    kind, signal, size = settings.signal, done.signal, turntable.film_size(*done.split.size)
+    exhibition = pictures.exhibition(done.split.ids, done.stages, shown, signal)
+    made = pictures.write_pictures(out, signal, exhibition, span=kind.span, num_scenes=num_scenes)
+    made += kind.draw(out, done, num_scenes=num_scenes)
+    film = assemble(settings, size=size, num_rays=settings.inner.num_rays).render_pose
+    if film is None:
+        return made
+    turning = pictures.write_film(out, signal, film, exhibition, done.initialisations, done.optimiser, seed=done.seed)
+    return [turning, *made]
 
 
 def write_results(

@@ -56,10 +56,9 @@ def meta_learn(settings: TrainConfig) -> None:
     split = settings.signal.load("train", num_scenes=settings.signal.data.num_scenes)
     signal = assemble(settings, size=split.size, num_rays=settings.inner.num_rays)
     validate = make_validate(settings, signal, mesh) if settings.validation.every else None
-    num_query_rays = settings.inner.num_query_rays or settings.inner.num_rays
-    query_loss = assemble(settings, size=split.size, num_rays=num_query_rays).loss
+    query = assemble(settings, size=split.size, num_rays=settings.inner.num_query_rays or settings.inner.num_rays)
     train_steps = training.make_train_steps(
-        scene_gradient(settings, signal.loss, query_loss),
+        scene_gradient(settings, signal.loss, query.loss),
         config.outer_optimiser(settings.outer),
         mesh,
         seed=settings.seed,

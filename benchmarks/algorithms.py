@@ -34,7 +34,7 @@ def costs(algorithm: str, *, num_steps: int, unroll: int) -> tuple[float, float]
         inner=dataclasses.replace(config.inner, num_steps=num_steps, unroll=unroll),
         outer=dataclasses.replace(config.outer, algorithm=algorithm),
     )
-    signal = assembly.scene_signal(config, height=128, width=128, num_rays=config.inner.num_rays)
+    signal = assembly.assemble(config, size=(128, 128), num_rays=config.inner.num_rays)
     start = assembly.first_initialisation(config, signal.init(jax.random.key(0)))
     views = Views(jnp.zeros((25, 128, 128, 4), jnp.uint8), jnp.zeros((25, 4, 4)), jnp.float32(178.0))
     keys = Keys(jax.random.split(jax.random.key(0), num_steps), jax.random.key(1))

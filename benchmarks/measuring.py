@@ -38,9 +38,10 @@ def inner_step_operations(config: Any) -> int:
     Each weight counts two operations in the forward pass and four in the backward pass, for each point; the first layer
     has no gradient to hand on, and saves two.
     """
-    inputs, width = 6 * views_config(config).field.num_frequencies, views_config(config).field.width
-    weights = inputs * width + (views_config(config).field.depth - 1) * width**2 + width * 4
-    points = (config.inner.num_rays or 1) * views_config(config).sampling.num_samples
+    scenes = views_config(config)
+    inputs, width = 6 * scenes.field.num_frequencies, scenes.field.width
+    weights = inputs * width + (scenes.field.depth - 1) * width**2 + width * 4
+    points = (config.inner.num_rays or 1) * scenes.sampling.num_samples
     return points * (6 * weights - 2 * inputs * width)
 
 

@@ -31,16 +31,6 @@ def assemble(config: TrainConfig, *, size: tuple[int, int], num_rays: int | None
     return config.signal.assemble(size=size, num_rays=num_rays, twice=twice)
 
 
-def scene_signal(config: TrainConfig, *, height: int, width: int, num_rays: int | None) -> Signal:
-    """Returns the functions of scenes seen in views; a query item is a `View`. The arguments are those of `assemble`.
-
-    Raises:
-      InputError: the run is of another kind of signal.
-    """
-    views_config(config)
-    return assemble(config, size=(height, width), num_rays=num_rays)
-
-
 def views_config(config: TrainConfig) -> ViewsConfig:
     """Returns what a config says of scenes seen in views.
 

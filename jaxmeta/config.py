@@ -145,9 +145,6 @@ _FREE_TO_CHANGE = (
     "inner.unroll",
     "field.implementation",
     "processes.",
-    "resume",
-    "step_timeout",
-    "debug",
 )
 
 # Every other number must be positive.

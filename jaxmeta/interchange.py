@@ -16,7 +16,6 @@ An exported file is read without jaxmeta:
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -52,7 +51,11 @@ def export_run(run: tyro.conf.Positional[Path], file: tyro.conf.Positional[Path]
     step, learned = load_initialisation(run, settings)
     arrays = initialisations.named_arrays(jax.device_get(learned))
     metadata = {"format": FORMAT, "version": VERSION, "jaxmeta": __version__, "step": str(step)}
-    _write(file, safetensors.numpy.save(arrays, metadata | {"config": json.dumps(configs.as_dict(settings))}))
+    content = safetensors.numpy.save(arrays, metadata | {"config": json.dumps(configs.as_dict(settings))})
+    try:
+        runfiles.write_atomically(file, content)
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error.strerror}") from error
     print(f"{file} holds the initialisation of {run} at meta-step {step}")
 
 
@@ -96,16 +99,6 @@ def _save(settings: TrainConfig, initialisation: Initialisation, origin: str) ->
     with checkpoints.open_checkpoints(settings.run) as saved:
         checkpoints.save(saved, state, about)
         checkpoints.finish(saved)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ import tyro
 from jaxmeta import assembly, config, devices, metalearning, runfiles
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
-from jaxmeta.data.splits import load_split
 from jaxmeta.errors import InputError, run_command
-from jaxmeta.kinds.views import radiance_field
+from jaxmeta.kinds.views import ViewsConfig, radiance_field
 from jaxmeta.loading import load_initialisation
 from jaxmeta.metalearning import Params
 
@@ -67,18 +66,17 @@ def main() -> None:
     from jaxmeta import isosurfaces
 
     settings = config.load(wanted.run / "config.json")
+    if wanted.data_root:
+        settings = config.with_root(settings, wanted.data_root)
+    kind = assembly.views_config(settings)
     runfiles.claim_folder(wanted.out.parent)
-    index, support = load_support(wanted, settings)
-    radius = (
-        isosurfaces.seen_radius(support, assembly.views_config(settings).sampling)
-        if wanted.radius is None
-        else wanted.radius
-    )
+    index, support = load_support(wanted, kind)
+    radius = isosurfaces.seen_radius(support, kind.sampling) if wanted.radius is None else wanted.radius
     if not radius > 0:
         raise InputError("no ball about the origin lies wholly in every support view; give --radius")
     devices.keep_compiled()
     adapted = adapt(wanted, settings, index, support)
-    field = partial(radiance_field(assembly.views_config(settings)).apply, adapted)
+    field = partial(radiance_field(kind).apply, adapted)
     mesh = isosurfaces.isosurface(field, radius=radius, resolution=wanted.resolution, threshold=wanted.threshold)
     runfiles.write_atomically(wanted.out, isosurfaces.encode(mesh, wanted.out.suffix[1:].lower()))
     print(f"{wanted.out}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces within {radius:.3g} of the origin")
@@ -104,25 +102,22 @@ def check(wanted: MeshConfig) -> None:
             raise InputError(f"--{flag} {value} must be positive and finite")
 
 
-def load_support(wanted: MeshConfig, settings: TrainConfig) -> tuple[int, Views]:
+def load_support(wanted: MeshConfig, kind: ViewsConfig) -> tuple[int, Views]:
     """Returns which scene of its split is wanted, and its support views.
 
     Raises:
-      InputError: there is no such scene.
+      InputError: there is no such scene, or view.
     """
-    split = load_split(
-        wanted.data_root or assembly.views_config(settings).data.root,
-        assembly.views_config(settings).data.class_name,
-        wanted.split,
-        num_views=max(wanted.support) + 1,
-        layout=assembly.views_config(settings).data.layout,
-        assume_opaque=assembly.views_config(settings).data.assume_opaque,
-    )
+    num_views = kind.count_views(wanted.split)
+    if max(wanted.support) >= num_views:
+        raise InputError(f"--support {wanted.support} must be views from 0 to {num_views - 1}")
+    split = kind.load(wanted.split, num_views=max(wanted.support) + 1)
     if wanted.scene not in split.ids:
         some = ", ".join(split.ids[:4]) + ", .." * (len(split.ids) > 4)
         raise InputError(f"--scene {wanted.scene} is not in the split '{wanted.split}', which has {some}")
-    index, views = split.ids.index(wanted.scene), list(wanted.support)
-    return index, Views(split.views.images[index, views], split.views.poses[index, views], split.views.focal[index])
+    index, views = split.ids.index(wanted.scene), split.scenes
+    chosen = list(wanted.support)
+    return index, Views(views.images[index, chosen], views.poses[index, chosen], views.focal[index])
 
 
 def adapt(wanted: MeshConfig, settings: TrainConfig, index: int, support: Views) -> Params:
@@ -134,8 +129,7 @@ def adapt(wanted: MeshConfig, settings: TrainConfig, index: int, support: Views)
       index: of the scene in its split.
       support: the scene's views to fit.
     """
-    height, width = support.images.shape[1:3]
-    signal = assembly.scene_signal(settings, height=height, width=width, num_rays=settings.inner.num_rays)
+    signal = assembly.assemble(settings, size=support.images.shape[1:3], num_rays=settings.inner.num_rays)
     _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(wanted.seed), index), wanted.steps)
     optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)

@@ -13,7 +13,7 @@ def _class_preset(class_name: str) -> TrainConfig:
     return TrainConfig(
         run=Path(f"runs/{class_name}s"),
         signal=ViewsConfig(data=DataConfig(class_name=class_name)),
-        # A high rate that decays learns soonest; benchmarks/results.md has what was tried.
+        # A high rate that decays learns soonest; benchmarks/kernels.md has what was tried.
         outer=OuterConfig(learning_rate=2e-3, schedule="cosine"),
     )
 

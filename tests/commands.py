@@ -79,7 +79,7 @@ def write_run(folder: Path) -> Path:
         inner=InnerConfig(num_rays=4),
     )
     runfiles.claim_run(settings)
-    params = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init(jax.random.key(0))
+    params = assembly.assemble(settings, size=(1, 1), num_rays=1).init(jax.random.key(0))
     state = assembly.first_state(settings, params)
     with checkpoints.open_checkpoints(settings.run) as saved:
         checkpoints.save(saved, state, {})

@@ -29,7 +29,7 @@ SETTINGS = TrainConfig(
     inner=InnerConfig(num_rays=8, step_size=0.1),
 )
 SCALE = Scale(height=4, width=6, score_rays=16, quick_share=4, moving_seconds=0.0)
-SIGNAL = assembly.scene_signal(SETTINGS, height=4, width=6, num_rays=8)
+SIGNAL = assembly.assemble(SETTINGS, size=(4, 6), num_rays=8)
 CAMERA = Camera(orbit_pose(0.3, 0.4, 4.0), fov=0.8, aspect=1.5)
 
 

@@ -1,6 +1,7 @@
 """The command that writes a mesh, on a tiny run."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -40,9 +41,9 @@ def test_the_draws_are_those_of_eval(run):
     """`split(fold_in(key(seed), scene), steps)`, and plain gradient descent."""
     settings = configs.load(run / "config.json")
     wanted = MeshConfig(run=run, scene="cube1", out=Path("x.ply"), split="train", steps=2)
-    index, support = mesh.load_support(wanted, settings)
+    index, support = mesh.load_support(wanted, assembly.views_config(settings))
     assert (index, support.images.shape) == (1, (1, 12, 12, 4))
-    signal = assembly.scene_signal(settings, height=12, width=12, num_rays=4)
+    signal = assembly.assemble(settings, size=(12, 12), num_rays=4)
     start = signal.init(jax.random.key(0))
     keys = jax.random.split(jax.random.fold_in(jax.random.key(1), 1), 2)
     found = mesh.adapt(wanted, settings, index, support)
@@ -79,10 +80,13 @@ def test_a_missing_extra_is_named(monkeypatch):
 def test_an_unknown_scene_and_a_run_without_checkpoints(run, tmp_path):
     wanted = MeshConfig(run=run, scene="cube9", out=Path("a.ply"), split="train")
     settings = configs.load(run / "config.json")
+    for views in ((0, 3), (99,)):
+        with pytest.raises(InputError, match=re.escape(f"--support {views} must be views from 0 to 2")):
+            mesh.load_support(dataclasses.replace(wanted, support=views), assembly.views_config(settings))
     with pytest.raises(InputError, match="--scene cube9 is not in the split 'train', which has cube0, cube1, cube2"):
-        mesh.load_support(wanted, settings)
+        mesh.load_support(wanted, assembly.views_config(settings))
     with pytest.raises(CheckpointError, match="drop --checkpoint best"):
         load_initialisation(run, settings, "best")
     wanted = dataclasses.replace(wanted, run=tmp_path, scene="cube0")
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
-        mesh.adapt(wanted, settings, *mesh.load_support(wanted, settings))
+        mesh.adapt(wanted, settings, *mesh.load_support(wanted, assembly.views_config(settings)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmeta import closeups, figures, gallery, pictures
-from jaxmeta.assembly import scene_signal
+from jaxmeta.assembly import assemble
 from jaxmeta.config import TrainConfig
 from jaxmeta.evaluation import Fit, Scores
 from jaxmeta.figures import Cell, Scale
@@ -16,7 +16,7 @@ from jaxmeta.gallery import Exhibition
 
 RED, GREEN, BLUE = ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0))
 NUM_SCENES, STAGES, NUM_QUERY = 5, (0, 4), 3
-SIGNAL = scene_signal(TrainConfig(run=Path()), height=6, width=8, num_rays=1)._replace(render_pose=None)
+SIGNAL = assemble(TrainConfig(run=Path()), size=(6, 8), num_rays=1)._replace(render_pose=None)
 
 
 def plain(colour, height=4, width=4) -> np.ndarray:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.evaluation import make_adapt
 from jaxmeta.figures import Cell, Picture, image_grid
+from jaxmeta.kinds.refits import refit
 from jaxmeta.samples import Samples
 from jaxmeta.signals import Evaluated
 
@@ -26,15 +26,13 @@ def draw_parts(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
     scenes, views = np.arange(min(num_scenes, len(done.split.ids))), done.supports[0]
     support = done.signal.support(done.split.scenes, scenes, np.tile(views, (len(scenes), 1)))
     whole = done.signal.query(done.split.scenes, scenes, np.zeros((len(scenes), 1), int))
-    mesh = jax.make_mesh((1,), ("scenes",), axis_types=done.mesh.axis_types, devices=jax.local_devices()[:1])
-    adapt = make_adapt(done.signal.loss, done.optimiser, mesh, stages=[done.stages[-1]])
-    keys, predict = jax.random.split(jax.random.key(done.seed), len(scenes)), jax.jit(done.signal.predict)
-    fits = {name: adapt(jax.device_get(start), support, keys) for name, start in done.initialisations.items()}
+    fits = refit(done, done.initialisations, scenes, support, num_steps=done.stages[-1])
+    predict = jax.jit(done.signal.predict)
     rows = []
     for place in range(len(scenes)):
         item = Samples(*(jnp.asarray(leaf[place, 0]) for leaf in whole))
         seen = _given(Samples(support.points[place], support.values[place]), item.values.shape)
-        made = [predict(jax.tree.map(lambda leaf: leaf[place, 0], fit), item) for fit in fits.values()]  # noqa: B023
+        made = [predict(jax.tree.map(lambda leaf: leaf[place], fit), item) for fit in fits.values()]  # noqa: B023
         rows.append([Cell(np.asarray(image)) for image in (seen, done.signal.target(item), *made)])
     titles = ["given", "whole", *(f"{name}\n{done.stages[-1]} steps" for name in fits)]
     image_grid(path, rows, column_titles=titles, row_titles=[done.split.ids[scene] for scene in scenes])

@@ -1,18 +1,19 @@
 """Draws what a network makes of slices from more and more projections."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmeta.evaluation import make_adapt, psnr
+from jaxmeta.evaluation import psnr
 from jaxmeta.figures import Cell, Picture, image_grid
+from jaxmeta.gallery import PAIR
+from jaxmeta.kinds.refits import refit
+from jaxmeta.metalearning import Params
 from jaxmeta.signals import Evaluated
 
 FEW_STEPS = {1: 50, 2: 100}
 """Of the paper's authors, who take 1000 with more projections."""
-PAIR = ("standard", "learned")
 
 
 def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
@@ -49,15 +50,9 @@ def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
     )
 
 
-def _fitted(done: Evaluated, scenes: np.ndarray, views: tuple[int, ...], names: list[str]) -> dict[str, Any]:
-    """Returns the parameters that each initialisation reaches, along a leading axis of slices."""
-    mesh = jax.make_mesh((1,), ("scenes",), axis_types=done.mesh.axis_types, devices=jax.local_devices()[:1])
-    steps = _num_steps(len(views), done.stages[-1])
-    adapt = make_adapt(done.signal.loss, done.optimiser, mesh, stages=[steps])
+def _fitted(done: Evaluated, scenes: np.ndarray, views: tuple[int, ...], names: list[str]) -> dict[str, Params]:
     support = done.signal.support(done.split.scenes, scenes, np.tile(views, (len(scenes), 1)))
-    keys = jax.random.split(jax.random.key(done.seed), len(scenes))
-    adapted = {name: adapt(jax.device_get(done.initialisations[name]), support, keys) for name in names}
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:, 0], adapted)
+    return refit(done, names, scenes, support, num_steps=_num_steps(len(views), done.stages[-1]))
 
 
 def _num_steps(num_views: int, most: int) -> int:

@@ -16,11 +16,11 @@ import tyro
 
 from jaxmeta import assembly, config, devices
 from jaxmeta.cameras import Views
-from jaxmeta.config import TrainConfig
-from jaxmeta.data.splits import Split, count_views, load_split
 from jaxmeta.errors import InputError, run_command
+from jaxmeta.kinds.views import ViewsConfig
 from jaxmeta.loading import load_initialisation
 from jaxmeta.rendering import Sampling
+from jaxmeta.signals import Split
 from jaxmeta.viewer import loop
 from jaxmeta.viewer.machine import FAST, SLOW, make_machine
 from jaxmeta.viewer.pictures import Start
@@ -60,45 +60,41 @@ def main() -> None:
     settings = config.load(wanted.run / "config.json")
     if settings.inner.optimiser != "sgd" or settings.outer.algorithm == "meta-sgd":
         raise InputError(f"{wanted.run} adapts by Adam or learned step sizes; the viewer fits by plain descent alone")
+    if wanted.data_root:
+        settings = config.with_root(settings, wanted.data_root)
+    kind = assembly.views_config(settings)
     page.check_port(wanted.host, wanted.port)
-    split = load_scenes(wanted, settings)
+    split = load_scenes(kind, wanted.split)
+    views: Views = split.scenes
     devices.keep_compiled()
     machine = make_machine(settings, SLOW if jax.default_backend() == "cpu" else FAST, wanted.seed)
-    init = assembly.scene_signal(settings, height=1, width=1, num_rays=1).init
+    init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
     _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
     standard = assembly.first_initialisation(settings, init(jax.random.key(wanted.seed)))
     starts = {"learned": learned, "standard": standard}
     print("compiling", flush=True)
-    costs = loop.warm_up(machine, starts["learned"], split.views)
-    inbox, start = Inbox(), camera_start(split.views, assembly.views_config(settings).sampling)
+    costs = loop.warm_up(machine, starts["learned"], views)
+    inbox, start = Inbox(), camera_start(views, kind.sampling)
     with page.open_page(
-        wanted.host, wanted.port, inbox, ids=split.ids, num_views=split.views.images.shape[1], start=start
+        wanted.host, wanted.port, inbox, ids=split.ids, num_views=views.images.shape[1], start=start
     ) as (shown, address):
         print(f"{len(split.ids)} scenes of '{wanted.split}' at {address}; Ctrl-C ends it", flush=True)
         try:
-            loop.serve(inbox, machine, costs, starts, split.views, shown)
+            loop.serve(inbox, machine, costs, starts, views, shown)
         except KeyboardInterrupt:
             print("ended")
 
 
-def load_scenes(wanted: ViewerConfig, settings: TrainConfig) -> Split:
+def load_scenes(kind: ViewsConfig, split: str) -> Split:
     """Returns the scenes to choose from, with as many views of each as the training had, or as there are.
 
     Raises:
       InputError: there is no such split, or no view to hold out.
     """
-    data, root = assembly.views_config(settings).data, wanted.data_root or assembly.views_config(settings).data.root
-    num_views = min(data.num_views, count_views(root, data.class_name, wanted.split, layout=data.layout))
+    num_views = min(kind.data.num_views, kind.count_views(split))
     if num_views < 2:
-        raise InputError(f"the scenes of '{wanted.split}' have one view; the viewer holds out another one")
-    return load_split(
-        root,
-        data.class_name,
-        wanted.split,
-        num_views=num_views,
-        layout=data.layout,
-        assume_opaque=data.assume_opaque,
-    )
+        raise InputError(f"the scenes of '{split}' have one view; the viewer holds out another one")
+    return kind.load(split, num_views=num_views)
 
 
 def camera_start(views: Views, sampling: Sampling) -> Start:

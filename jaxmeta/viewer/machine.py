@@ -64,9 +64,9 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
     """
     scenes = assembly.views_config(settings)
     apply = field_apply(radiance_field(scenes), scenes.field.implementation)
-    size = {"height": scale.height, "width": scale.width}
-    fitting = assembly.scene_signal(settings, **size, num_rays=settings.inner.num_rays)
-    judging = assembly.scene_signal(settings, **size, num_rays=scale.score_rays)
+    size = scale.height, scale.width
+    fitting = assembly.assemble(settings, size=size, num_rays=settings.inner.num_rays)
+    judging = assembly.assemble(settings, size=size, num_rays=scale.score_rays)
     inner_optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
     num_samples = max(scenes.sampling.num_samples // scale.quick_share, 2)
     quick = dataclasses.replace(scenes.sampling, num_samples=num_samples)
@@ -90,7 +90,8 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
             pose,
             focal,
             sampling,
-            **size,
+            height=scale.height,
+            width=scale.width,
             pixel_centre=scenes.pixel_centre,
         )
         return jnp.round(255 * jnp.clip(seen.rgb, 0, 1)).astype(jnp.uint8)
