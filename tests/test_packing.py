@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from datasets import IMAGES, encode, refused, write_blender, write_shapenet, write_srn
 
-from jaxmeta.data import packing, shapenet, splits
+from jaxmeta.data import decoding, packing, shapenet, splits
 from jaxmeta.data.splits import cache_folder, load_split
 from jaxmeta.errors import StorageError
 
@@ -75,7 +75,7 @@ def test_a_warm_start_decodes_nothing(root, decoded):
 @pytest.mark.parametrize("write", [write_srn, write_blender])
 def test_other_layouts_start_warm_too(tmp_path, write, monkeypatch):
     cold = load(write(tmp_path))
-    monkeypatch.setattr(packing, "_pack", None)
+    monkeypatch.setattr(packing, "decode_scenes", None)
     np.testing.assert_array_equal(load(tmp_path).views.images, cold.views.images)
 
 
@@ -404,7 +404,7 @@ def test_a_disk_that_fills_while_packing_is_an_error_not_a_crash(root, monkeypat
     def create(path: Path, num_scenes: int, leaf: np.ndarray):
         return Path("/dev/full").open("wb", buffering=0)
 
-    monkeypatch.setattr(packing, "_create", create)
+    monkeypatch.setattr(decoding, "_create", create)
     with pytest.raises(StorageError, match="No space left on device"):
         load(root)
 

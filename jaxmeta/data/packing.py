@@ -14,26 +14,23 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxmeta.cameras import Views
+from jaxmeta.data.decoding import ARRAYS, decode_scenes
 from jaxmeta.data.png import reject
 from jaxmeta.data.scenes import SceneFolder
 from jaxmeta.errors import InputError, StorageError
 
 FORMAT = 2
 _MANIFEST = "manifest.json"
-_ARRAYS = tuple(f"{name}.npy" for name in Views._fields)
 _MOST_BAD = 0.01
 """Share of the scenes that may be skipped."""
 _ABANDONED = 24 * 3600
@@ -94,7 +91,7 @@ def load_packed(
 
 
 def _open(folder: Path) -> Views:
-    return Views(*(np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _ARRAYS))
+    return Views(*(np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ARRAYS))
 
 
 def _cached(cache: Path, ids: list[str], source: str, *, verify: bool, skip_bad: bool) -> Packed | None:
@@ -131,7 +128,7 @@ def _describe(folder: Path, manifest: dict[str, Any], *, verify: bool) -> dict[s
             "bytes": (folder / name).stat().st_size,
             "sha256": _sha256(folder / name) if verify else manifest["files"][name]["sha256"],
         }
-        for name in _ARRAYS
+        for name in ARRAYS
     }
 
 
@@ -149,10 +146,10 @@ def _build(
         temporary = cache.parent / f"{cache.name}.{uuid.uuid4().hex}.tmp"
         temporary.mkdir()
         try:
-            bad = _pack(temporary, scenes, load_scene, skip_bad=skip_bad)
+            bad = decode_scenes(temporary, scenes, load_scene, skip_bad=skip_bad)
             if bad:
                 scenes = _without(scenes, bad)
-                _pack(temporary, scenes, load_scene, skip_bad=False)
+                decode_scenes(temporary, scenes, load_scene, skip_bad=False)
             ids = [scene.id for scene in scenes]
             manifest = _manifest(source, ids, bad, _describe(temporary, {}, verify=True))
             (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -202,67 +199,6 @@ def _place(complete: Path, cache: Path) -> None:
             raise
 
 
-def _pack(
-    folder: Path, scenes: Sequence[SceneFolder], load_scene: Callable[[Path], Views], *, skip_bad: bool
-) -> dict[str, str]:
-    """Writes the arrays of all scenes; returns what is wrong with the bad ones, by id, if they are to be skipped."""
-    bad: dict[str, str] = {}
-
-    def load(scene: SceneFolder) -> Views | None:
-        try:
-            return load_scene(scene.folder)
-        except InputError as error:
-            if not skip_bad:
-                raise
-            bad[scene.id] = str(error)
-            return None
-
-    at, first = next(((at, views) for at, views in enumerate(map(load, scenes)) if views), (None, None))
-    if first is None:
-        return bad
-    with ExitStack() as stack:
-        files = [
-            stack.enter_context(_create(folder / name, len(scenes), leaf))
-            for name, leaf in zip(_ARRAYS, first, strict=True)
-        ]
-        starts = [file.tell() for file in files]
-        turn = threading.Lock()
-
-        def store(index: int) -> None:
-            views = first if index == at else load(scenes[index])
-            if views is None:
-                return
-            if views.images.shape != first.images.shape:
-                raise InputError(
-                    f"{scenes[index].folder} has views of {_size(views)} pixels, {scenes[0].folder} of "
-                    f"{_size(first)}; all scenes of a split must have one size"
-                )
-            with turn:  # Written, not mapped: a full disk kills a process that writes to a map.
-                for file, start, leaf in zip(files, starts, views, strict=True):
-                    file.seek(start + index * leaf.nbytes)
-                    file.write(leaf.tobytes())
-
-        pool = ThreadPoolExecutor()
-        try:
-            done = pool.map(store, range(len(scenes)))
-            for _ in tqdm(done, total=len(scenes), desc="decoding", unit="scene", disable=None, leave=False):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-    return bad
-
-
-def _create(path: Path, num_scenes: int, leaf: np.ndarray) -> BinaryIO:
-    """Returns a new npy file, open behind its header, for as many arrays of this shape as there are scenes."""
-    file = path.open("wb")
-    header = {"descr": leaf.dtype.str, "fortran_order": False, "shape": (num_scenes, *leaf.shape)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file
-
-
 def _files(path: Path, name: str) -> Iterator[tuple[str, os.stat_result]]:
     """Yields the files at or below a path in a fixed order, with their sizes and times; follows no link to a folder."""
     with os.scandir(path) as entries:
@@ -280,11 +216,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _size(views: Views) -> str:
-    _, height, width, _ = views.images.shape
-    return f"{width} x {height}"
-
-
 def _content(manifest: dict[str, Any]) -> str:
-    parts = [*manifest["ids"], *(manifest["files"][name]["sha256"] for name in _ARRAYS)]
+    parts = [*manifest["ids"], *(manifest["files"][name]["sha256"] for name in ARRAYS)]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
