@@ -23,7 +23,9 @@ from jaxmeta import (
     baselines,
     checkpoints,
     config,
+    configfiles,
     devices,
+    optimisers,
     pictures,
     protocols,
     results,
@@ -50,7 +52,7 @@ def main() -> None:
     """Evaluates as the command line says."""
     began, compiled = time.perf_counter(), devices.compilation_clock()
     wanted = tyro.cli(EvalConfig)
-    settings = config.load(wanted.run / "config.json")
+    settings = configfiles.load(wanted.run / "config.json")
     protocols.check(wanted, settings.signal.protocol)
     out = wanted.out or wanted.run / "eval"
     runfiles.claim_folder(out)
@@ -113,7 +115,7 @@ def initialisations(wanted: EvalConfig, settings: TrainConfig, learned: Initiali
         learned.params if isinstance(learned, Learned) else learned,
         training,
         mesh,
-        optimiser=config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size),
+        optimiser=optimisers.inner_optimiser(settings.inner.optimiser, settings.inner.step_size),
         num_steps=wanted.baseline_steps,
     )
 

@@ -21,6 +21,7 @@ from jaxmeta import (
     evaluation,
     feeding,
     interruption,
+    optimisers,
     runfiles,
     starting,
     training,
@@ -59,7 +60,7 @@ def meta_learn(settings: TrainConfig) -> None:
     query = assemble(settings, size=split.size, num_rays=settings.inner.num_query_rays or settings.inner.num_rays)
     train_steps = training.make_train_steps(
         scene_gradient(settings, signal.loss, query.loss),
-        config.outer_optimiser(settings.outer),
+        optimisers.outer_optimiser(settings.outer),
         mesh,
         seed=settings.seed,
         num_inner_steps=settings.inner.num_steps,
@@ -140,7 +141,7 @@ def make_validate(settings: TrainConfig, signal: Signal, mesh: Mesh) -> Callable
     """Returns a function that gives the mean PSNR in dB of held-out scenes after adaptation."""
     wanted = settings.validation
     split = settings.signal.load("val", num_scenes=wanted.num_scenes)
-    optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
+    optimiser = optimisers.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
     adapt = evaluation.make_adapt(signal.loss, optimiser, mesh, stages=[wanted.num_steps])
     score = comparison.score_function(signal, mesh)
     scenes = np.arange(len(split.ids))

@@ -17,7 +17,7 @@ import tyro
 from measuring import SIZE, median_seconds, noise_views, tell
 from step_time import StepConfig, settings_for
 
-from jaxmeta import config
+from jaxmeta import optimisers
 from jaxmeta.assembly import assemble
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
@@ -56,7 +56,7 @@ def main() -> None:
 def adaptation(settings: TrainConfig, num_scenes: int, num_steps: int) -> dict[str, Any]:
     """Returns the row of fitting scenes at once from one view each."""
     signal = assemble(settings, size=(SIZE, SIZE), num_rays=settings.inner.num_rays)
-    optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
+    optimiser = optimisers.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
     views = jax.tree.map(jnp.asarray, noise_views(num_scenes, num_views=1))
 
     @jax.jit

@@ -27,7 +27,7 @@ from measuring import (
     tell,
 )
 
-from jaxmeta import config, devices, training
+from jaxmeta import devices, optimisers, training
 from jaxmeta.assembly import assemble, first_state, scene_gradient
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import run_command
@@ -90,7 +90,7 @@ def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling:
     signal = assemble(settings, size=(SIZE, SIZE), num_rays=settings.inner.num_rays)
     steps: Any = training.make_train_steps(
         scene_gradient(settings, signal.loss, signal.loss),
-        config.outer_optimiser(settings.outer),
+        optimisers.outer_optimiser(settings.outer),
         mesh,
         seed=0,
         num_inner_steps=settings.inner.num_steps,

@@ -2,8 +2,7 @@
 
 from functools import partial
 
-from jaxmeta import config as configs
-from jaxmeta import metalearning
+from jaxmeta import metalearning, optimisers
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.kinds.views import ViewsConfig
@@ -48,14 +47,14 @@ def scene_gradient(config: TrainConfig, loss: LossFn, query_loss: LossFn) -> Sce
         _ALGORITHMS[config.outer.algorithm],
         loss,
         query_loss,
-        configs.inner_optimiser(config.inner.optimiser, config.inner.step_size),
+        optimisers.inner_optimiser(config.inner.optimiser, config.inner.step_size),
         unroll=config.inner.unroll,
     )
 
 
 def first_state(config: TrainConfig, params: Params) -> MetaState:
     """Returns the state before the first meta-step."""
-    return metalearning.initial_state(first_initialisation(config, params), configs.outer_optimiser(config.outer))
+    return metalearning.initial_state(first_initialisation(config, params), optimisers.outer_optimiser(config.outer))
 
 
 def first_initialisation(config: TrainConfig, params: Params) -> Initialisation:

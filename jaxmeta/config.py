@@ -3,16 +3,13 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
-import jax
 import msgspec
-import optax
 import tyro
 
 from jaxmeta.errors import InputError
-from jaxmeta.kinds import KINDS, SignalConfig, ViewsConfig
-from jaxmeta.metalearning import Learned
+from jaxmeta.kinds import SignalConfig, ViewsConfig
 from jaxmeta.signals import Optimiser
 
 VIEWS = ViewsConfig()
@@ -130,23 +127,6 @@ class TrainConfig:
     """Show the traceback of an error."""
 
 
-# What may change when a run continues: where things lie and how often it reports.
-_FREE_TO_CHANGE = (
-    "run",
-    "resume",
-    "step_timeout",
-    "debug",
-    "data.root",
-    "data.verify",
-    "data.residency",
-    "validation.",
-    "log_every",
-    "checkpoint_every",
-    "inner.unroll",
-    "field.implementation",
-    "processes.",
-)
-
 # Every other number must be positive.
 _MAY_BE_ZERO = (
     "seed",
@@ -159,49 +139,6 @@ _MAY_BE_ZERO = (
     "figure_scenes",
     "draws",
 )
-
-
-# Under the root of Adam's second moment: a gradient of exactly zero has no derivative otherwise. Far below any gradient
-# that counts.
-_ADAM_EPS_ROOT = 1e-12
-
-
-def inner_optimiser(name: Optimiser, step_size: float) -> optax.GradientTransformation:
-    """Returns the optimiser of an inner loop."""
-    return optax.sgd(step_size) if name == "sgd" else optax.adam(step_size, eps_root=_ADAM_EPS_ROOT)
-
-
-def outer_optimiser(config: OuterConfig) -> optax.GradientTransformation:
-    """Returns Adam with the configured schedule and clipping; for meta-sgd, of a `Learned`.
-
-    The norm that is clipped is that of the whole meta-gradient.
-    """
-    if config.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0 if config.warmup_steps else config.learning_rate,
-            config.learning_rate,
-            config.warmup_steps,
-            config.num_steps,
-        )
-    else:
-        rate = optax.warmup_constant_schedule(
-            0.0 if config.warmup_steps else config.learning_rate, config.learning_rate, config.warmup_steps
-        )
-    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    parts.append(optax.adam(rate))
-    if config.algorithm == "meta-sgd":
-        parts.append(_scale_step_sizes(config.step_sizes.learning_rate / config.learning_rate))
-    return parts[0] if len(parts) == 1 else optax.chain(*parts)
-
-
-def _scale_step_sizes(factor: float) -> optax.GradientTransformation:
-    """Returns a transformation that leaves the parameters' updates and scales those of the step sizes."""
-
-    def scale(updates: Any, params: Any) -> Any:
-        del params
-        return Learned(updates.params, jax.tree.map(lambda update: factor * update, updates.step_sizes))
-
-    return optax.stateless(scale)
 
 
 def check(config: TrainConfig) -> None:
@@ -230,7 +167,7 @@ def check_numbers(config: Any) -> None:
     Raises:
       InputError: names the flag.
     """
-    for name, value in _flat(as_dict(config)).items():
+    for name, value in flatten(as_dict(config)).items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             flag = f"--{name.replace('_', '-')} {value}"
             if not math.isfinite(value):
@@ -247,70 +184,15 @@ def as_dict(config: Any) -> dict[str, Any]:
     return {"kind": config.signal.kind} | content.pop("signal") | content
 
 
-def load(path: Path) -> TrainConfig:
-    """Returns the config that a file holds as JSON.
-
-    Raises:
-      InputError: the file cannot be read or is not a config.
-    """
-    try:
-        return decode(path.read_bytes(), path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; give the folder of a run of train.py") from error
-
-
-def decode(text: bytes | str, path: Path) -> TrainConfig:
-    """Returns the config that a file holds as JSON; what is missing has its default.
-
-    Raises:
-      InputError: it is not a config; names the file.
-    """
-    try:
-        content = msgspec.json.decode(text, type=dict[str, Any])
-        kind = content.get("kind", ViewsConfig.kind)
-        if kind not in KINDS:
-            raise InputError(f"{path} is of an unknown kind of signal, {kind!r}; wanted one of {', '.join(KINDS)}")
-        types = get_type_hints(TrainConfig, include_extras=True)
-        shared = {name: value for name, value in content.items() if name in types and name != "signal"}
-        own = {name: value for name, value in content.items() if name not in shared}
-        # The kind is known by now; msgspec has no unions of dataclasses.
-        fields = _convert(shared, msgspec.defstruct("Shared", [(name, types[name]) for name in shared]))
-        config = TrainConfig(**msgspec.structs.asdict(fields), signal=_convert(own, KINDS[kind]))
-    except msgspec.MsgspecError as error:
-        raise InputError(f"{path} is not a config of this version of jaxmeta: {error}") from error
-    unknown = _flat(content).keys() - _flat(as_dict(config)).keys()
-    if unknown:
-        raise InputError(
-            f"{path} has settings that this version of jaxmeta does not know: {', '.join(sorted(unknown))}"
-        )
-    return config
-
-
-def _convert(content: dict[str, Any], wanted: Any) -> Any:
-    return msgspec.convert(content, wanted, dec_hook=lambda kind, value: kind(value))
-
-
 def with_root(config: TrainConfig, root: Path) -> TrainConfig:
     """Returns the config with its data at another place."""
     data = dataclasses.replace(config.signal.data, root=root)
     return dataclasses.replace(config, signal=dataclasses.replace(config.signal, data=data))
 
 
-def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
-    """Returns a line for each setting that makes `after` another training than `before`."""
-    flat_before, flat_after = _flat(as_dict(before)), _flat(as_dict(after))
-    free = (*_FREE_TO_CHANGE, "outer.num_steps") if after.outer.schedule == "constant" else _FREE_TO_CHANGE
-    # Each kind of signal has settings of its own.
-    values = {name: (flat_before.get(name), flat_after.get(name)) for name in flat_before | flat_after}
-    return [
-        f"{name}: {value} -> {other}"
-        for name, (value, other) in values.items()
-        if value != other and not name.startswith(free)
-    ]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings of a nested config by flag, such as "inner.num_steps"."""
     flat = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

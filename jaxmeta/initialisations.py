@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from jaxmeta import arrayfiles, assembly
+from jaxmeta import arrayfiles, assembly, configfiles
 from jaxmeta import config as configs
 from jaxmeta.arrayfiles import ArrayFile
 from jaxmeta.config import TrainConfig
@@ -198,7 +198,7 @@ def _exported_settings(path: Path, content: ArrayFile) -> TrainConfig:
     kind = content.metadata.get("format"), content.metadata.get("version")
     if kind != (FORMAT, VERSION) or "config" not in content.metadata:
         raise InputError(f"{path} has format and version {kind} in its metadata, wanted {(FORMAT, VERSION)}")
-    settings = configs.decode(content.metadata["config"], path)
+    settings = configfiles.decode(content.metadata["config"], path)
     configs.check(settings)
     return settings
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import safetensors.numpy
 import tyro
 
-from jaxmeta import __version__, checkpoints, initialisations, metalearning, runfiles
+from jaxmeta import __version__, checkpoints, configfiles, initialisations, metalearning, optimisers, runfiles
 from jaxmeta import config as configs
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError, StorageError, run_command
@@ -47,7 +47,7 @@ def export_run(run: tyro.conf.Positional[Path], file: tyro.conf.Positional[Path]
     """
     if file.suffix != ".safetensors":
         raise InputError(f"{file} must end in .safetensors, which is what is written")
-    settings = configs.load(run / "config.json")
+    settings = configfiles.load(run / "config.json")
     step, learned = load_initialisation(run, settings)
     arrays = initialisations.named_arrays(jax.device_get(learned))
     metadata = {"format": FORMAT, "version": VERSION, "jaxmeta": __version__, "step": str(step)}
@@ -95,7 +95,7 @@ def _of_class(settings: TrainConfig, class_name: str) -> TrainConfig:
 def _save(settings: TrainConfig, initialisation: Initialisation, origin: str) -> None:
     """Writes the first checkpoint of a run."""
     about = {"config": configs.as_dict(settings), "data": None, "imported": origin}
-    state = metalearning.initial_state(initialisation, configs.outer_optimiser(settings.outer))
+    state = metalearning.initial_state(initialisation, optimisers.outer_optimiser(settings.outer))
     with checkpoints.open_checkpoints(settings.run) as saved:
         checkpoints.save(saved, state, about)
         checkpoints.finish(saved)

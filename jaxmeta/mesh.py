@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import assembly, config, devices, metalearning, runfiles
+from jaxmeta import assembly, config, configfiles, devices, metalearning, optimisers, runfiles
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError, run_command
@@ -65,7 +65,7 @@ def main() -> None:
     # Here, so that without the extra this module still loads and says so.
     from jaxmeta import isosurfaces
 
-    settings = config.load(wanted.run / "config.json")
+    settings = configfiles.load(wanted.run / "config.json")
     if wanted.data_root:
         settings = config.with_root(settings, wanted.data_root)
     kind = assembly.views_config(settings)
@@ -132,7 +132,7 @@ def adapt(wanted: MeshConfig, settings: TrainConfig, index: int, support: Views)
     signal = assembly.assemble(settings, size=support.images.shape[1:3], num_rays=settings.inner.num_rays)
     _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(wanted.seed), index), wanted.steps)
-    optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
+    optimiser = optimisers.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
     fit = jax.jit(partial(metalearning.adapt, signal.loss, optimiser))
     return fit(learned, jax.tree.map(jnp.asarray, support), keys).params
 

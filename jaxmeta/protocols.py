@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import optax
 import tyro
 
-from jaxmeta import config
+from jaxmeta import optimisers
 from jaxmeta.config import InnerConfig, check_numbers
 from jaxmeta.errors import InputError
 from jaxmeta.signals import Optimiser, Protocol
@@ -201,4 +201,4 @@ def _supports(
 
 def inner_optimiser(plan: Plan) -> optax.GradientTransformation:
     """Returns the optimiser of the inner loop."""
-    return config.inner_optimiser(plan.optimiser, plan.step_size)
+    return optimisers.inner_optimiser(plan.optimiser, plan.step_size)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmeta import config as configs
+from jaxmeta import configfiles
 from jaxmeta.config import TrainConfig
 from jaxmeta.devices import is_main_process
 from jaxmeta.errors import DivergedError, InputError, StorageError
@@ -43,7 +44,7 @@ def check_run(config: TrainConfig) -> None:
     """
     path = config.run / "config.json"
     if path.exists():
-        different = configs.differences(configs.load(path), config)
+        different = configfiles.differences(configfiles.load(path), config)
         if different:
             raise InputError(
                 f"{config.run} holds a run with other settings ({'; '.join(different)}); "

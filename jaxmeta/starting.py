@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxmeta import assembly, initialisations
-from jaxmeta import config as configs
+from jaxmeta import assembly, configfiles, initialisations
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.loading import load_initialisation
@@ -36,7 +35,7 @@ def first_state(settings: TrainConfig, init: Callable[[Array], Params]) -> MetaS
 def _learned(source: Path, settings: TrainConfig) -> Params:
     """Returns the network of a run's newest sound checkpoint or of a file; learned step sizes stay behind."""
     if source.is_dir():
-        theirs = configs.load(source / "config.json")
+        theirs = configfiles.load(source / "config.json")
         _check_same_network(source, theirs, settings)
         learned = load_initialisation(source, theirs)[1]
     else:
@@ -49,7 +48,7 @@ def _learned(source: Path, settings: TrainConfig) -> Params:
 def _check_same_network(source: Path, theirs: TrainConfig, settings: TrainConfig) -> None:
     different = [
         line
-        for line in configs.differences(theirs, settings)
+        for line in configfiles.differences(theirs, settings)
         if line.startswith("field.") and not line.startswith("field.compute_dtype")
     ]
     if different:

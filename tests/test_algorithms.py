@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from jaxmeta import metalearning
 from jaxmeta.cameras import Views
-from jaxmeta.config import inner_optimiser
 from jaxmeta.fields import RadianceField
 from jaxmeta.metalearning import (
     Keys,
@@ -31,6 +30,7 @@ from jaxmeta.metalearning import (
     with_step_sizes,
 )
 from jaxmeta.objectives import photometric_loss
+from jaxmeta.optimisers import inner_optimiser
 from jaxmeta.rendering import Sampling
 
 RATE, STEPS = 0.3, 5

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import baselines, config
+from jaxmeta import baselines, configfiles
 from jaxmeta.baselines import make_match, mean_of_fits, shuffled, trained_config
 from jaxmeta.config import TrainConfig
 from jaxmeta.evaluation import make_adapt
@@ -61,5 +61,5 @@ def test_trained_baselines_differ_in_one_thing(name, changes):
     settings = TrainConfig(run=Path("runs/a"))
     changed = trained_config(settings, name)
     assert changed.run == Path("runs/a/baselines") / name and changed.validation.every == 0
-    assert config.differences(settings, changed) == changes
+    assert configfiles.differences(settings, changed) == changes
     assert name in baselines.TRAINED

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tyro
 
-from jaxmeta import config
+from jaxmeta import config, configfiles, optimisers
 from jaxmeta.config import OuterConfig, TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.kinds.views import FieldConfig, ViewsConfig
@@ -29,7 +29,7 @@ def changed(settings, flag: str, value):
 
 def outer_steps(settings: OuterConfig, gradients) -> list[float]:
     """How far each gradient in turn moves a parameter."""
-    optimiser = config.outer_optimiser(settings)
+    optimiser = optimisers.outer_optimiser(settings)
     state, moves = optimiser.init(jnp.zeros(())), []
     for gradient in gradients:
         move, state = optimiser.update(jnp.float32(gradient), state)
@@ -43,7 +43,7 @@ def test_presets_are_sound_and_survive_the_disk(name, tmp_path):
     config.check(settings)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.as_dict(settings)))
-    assert config.load(path) == settings
+    assert configfiles.load(path) == settings
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content, wanted):
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=f"{path} {wanted}") as caught:
-        config.load(path)
+        configfiles.load(path)
     assert "\n" not in str(caught.value)
 
 
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content, wanted):
      ("inner.unroll", 4), ("outer.num-steps", 9)],
 )  # fmt: skip
 def test_what_may_change_when_a_run_continues(flag, value):
-    assert config.differences(TrainConfig(), changed(TrainConfig(), flag, value)) == []
+    assert configfiles.differences(TrainConfig(), changed(TrainConfig(), flag, value)) == []
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_what_may_change_when_a_run_continues(flag, value):
     ],
 )
 def test_what_makes_another_training(flag, value, line):
-    assert config.differences(TrainConfig(), changed(TrainConfig(), flag, value)) == [line]
+    assert configfiles.differences(TrainConfig(), changed(TrainConfig(), flag, value)) == [line]
 
 
 def test_the_length_of_a_decay_is_part_of_the_training():
     before = changed(TrainConfig(), "outer.schedule", "cosine")
     after = changed(before, "outer.num-steps", 9)
-    assert config.differences(before, after) == ["outer.num_steps: 25000 -> 9"]
+    assert configfiles.differences(before, after) == ["outer.num_steps: 25000 -> 9"]
 
 
 # Under a gradient that stays 1, Adam's moments are 1 once unbiased, so each move is the learning rate itself.
@@ -207,7 +207,7 @@ def test_step_sizes_have_a_learning_rate_of_their_own():
     # Adam's first step is its learning rate along any gradient, whatever the gradient's size.
     settings = changed(OuterConfig(algorithm="meta-sgd", learning_rate=0.1), "step-sizes.learning-rate", 0.02)
     learned = with_step_sizes(jnp.zeros(2))
-    optimiser = config.outer_optimiser(settings)
+    optimiser = optimisers.outer_optimiser(settings)
     gradient = Learned(jnp.array([3.0, -3.0]), jnp.array([5.0]))
     moves, _ = optimiser.update(gradient, optimiser.init(learned), learned)
     np.testing.assert_allclose(moves.params, [-0.1, 0.1], rtol=1e-4)
@@ -215,14 +215,15 @@ def test_step_sizes_have_a_learning_rate_of_their_own():
 
 
 def test_other_algorithms_have_the_state_of_reptile():
-    states = [config.outer_optimiser(OuterConfig(algorithm=name)).init(jnp.zeros(2)) for name in ("reptile", "maml")]
+    configs = [OuterConfig(algorithm=name) for name in ("reptile", "maml")]
+    states = [optimisers.outer_optimiser(config).init(jnp.zeros(2)) for config in configs]
     assert jax.tree.structure(states[1]) == jax.tree.structure(states[0])
 
 
 def test_inner_optimisers_by_hand():
     # Descent moves by rate times gradient; Adam's first step by the rate.
     for name, step_size, wanted in (("sgd", 0.5, -1.5), ("adam", 0.5, -0.5)):
-        optimiser = config.inner_optimiser(name, step_size)
+        optimiser = optimisers.inner_optimiser(name, step_size)
         move, _ = optimiser.update(jnp.float32(3.0), optimiser.init(jnp.zeros(())))
         np.testing.assert_allclose(move, wanted, rtol=1e-4)
 
@@ -231,7 +232,7 @@ def test_paths_that_may_be_none_survive_the_disk(tmp_path):
     settings = changed(TrainConfig(), "start-from", Path("runs/cars"))
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.as_dict(settings)))
-    assert config.load(path) == settings
+    assert configfiles.load(path) == settings
 
 
 def test_adam_by_hand():
@@ -243,5 +244,5 @@ def test_adam_by_hand():
 
 def test_runs_of_two_kinds_differ_in_words():
     toy, ct = (PRESETS[name][1] for name in ("toy", "ct"))
-    assert "kind: views -> ct" in config.differences(toy, ct)
-    assert any(line.startswith("data.class_name: ") for line in config.differences(ct, toy))
+    assert "kind: views -> ct" in configfiles.differences(toy, ct)
+    assert any(line.startswith("data.class_name: ") for line in configfiles.differences(ct, toy))

@@ -23,10 +23,11 @@ from jaxmeta import (
     arrayfiles,
     assembly,
     checkpoints,
-    config,
+    configfiles,
     initialisations,
     interchange,
     metalearning,
+    optimisers,
     runfiles,
     starting,
 )
@@ -168,7 +169,7 @@ def trained(tmp_path_factory) -> Path:
     with checkpoints.open_checkpoints(folder) as saved:
         for step in (1, 2):
             params = jax.tree.map(lambda leaf, step=step: jnp.full_like(leaf, step), start)
-            state = metalearning.initial_state(params, config.outer_optimiser(settings.outer))
+            state = metalearning.initial_state(params, optimisers.outer_optimiser(settings.outer))
             checkpoints.save(saved, state._replace(step=jnp.int32(step)), {})
         checkpoints.finish(saved)
     return folder
@@ -207,8 +208,8 @@ def test_an_exported_file_is_read_by_five_lines_without_jaxmeta(exported, tmp_pa
 
 def test_what_was_exported_comes_back(trained, exported, tmp_path):
     interchange.import_run(exported, tmp_path / "again")
-    before, after = (config.load(run / "config.json") for run in (trained, tmp_path / "again"))
-    assert config.differences(before, after) == []
+    before, after = (configfiles.load(run / "config.json") for run in (trained, tmp_path / "again"))
+    assert configfiles.differences(before, after) == []
     assert after.run == tmp_path / "again"
     (_, first), (step, again) = (load_initialisation(run, after) for run in (trained, tmp_path / "again"))
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -227,7 +228,7 @@ def meta_sgd(tmp_path_factory) -> Path:
     like = assembly.first_initialisation(settings, start)
     leaves, structure = jax.tree.flatten(like)
     numbered = [jnp.full_like(leaf, i) for i, leaf in enumerate(leaves)]
-    state = metalearning.initial_state(jax.tree.unflatten(structure, numbered), config.outer_optimiser(outer))
+    state = metalearning.initial_state(jax.tree.unflatten(structure, numbered), optimisers.outer_optimiser(outer))
     with checkpoints.open_checkpoints(folder) as saved:
         checkpoints.save(saved, state, {})
         checkpoints.finish(saved)
@@ -241,7 +242,7 @@ def test_learned_step_sizes_come_back(meta_sgd, tmp_path):
     assert arrays["params/Dense_0/bias"].tolist() == [0] * WIDTH
     assert arrays["step_sizes/params/Dense_0/bias"].shape == (2, WIDTH)
     interchange.import_run(path, tmp_path / "again")
-    settings = config.load(tmp_path / "again" / "config.json")
+    settings = configfiles.load(tmp_path / "again" / "config.json")
     (_, first), (_, again) = (load_initialisation(run, settings) for run in (meta_sgd, tmp_path / "again"))
     assert isinstance(again, metalearning.Learned)
     jax.tree.map(np.testing.assert_array_equal, first, again)

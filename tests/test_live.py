@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import assembly, metalearning
-from jaxmeta import config as configs
+from jaxmeta import assembly, metalearning, optimisers
 from jaxmeta.cameras import Views, orbit_pose
 from jaxmeta.config import InnerConfig, TrainConfig
 from jaxmeta.kinds.views import FieldConfig, ViewsConfig, radiance_field
@@ -52,7 +51,7 @@ def test_single_steps_are_one_adaptation(params, balls):
     learned = metalearning.Learned(params, jax.tree.map(lambda leaf: leaf.at[1].set(0.5), sizes))
     support = loop.choose_data(balls, Choice(1)).support
     keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), number) for number in range(3)])
-    adapt = jax.jit(partial(metalearning.adapt, SIGNAL.loss, configs.inner_optimiser("adam", 0.1)))
+    adapt = jax.jit(partial(metalearning.adapt, SIGNAL.loss, optimisers.inner_optimiser("adam", 0.1)))
     wanted, found = adapt(learned, support, keys).params, stepping.start(learned)
     for number in range(3):
         found = stepping.step(learned, found, support, 1, number)

@@ -10,8 +10,7 @@ import pytest
 import trimesh
 from commands import write_run
 
-from jaxmeta import assembly, mesh
-from jaxmeta import config as configs
+from jaxmeta import assembly, configfiles, mesh
 from jaxmeta.errors import CheckpointError, InputError
 from jaxmeta.loading import load_initialisation
 from jaxmeta.mesh import MeshConfig
@@ -39,7 +38,7 @@ def test_the_command_writes_a_mesh(run, tmp_path, monkeypatch, capsys):
 
 def test_the_draws_are_those_of_eval(run):
     """`split(fold_in(key(seed), scene), steps)`, and plain gradient descent."""
-    settings = configs.load(run / "config.json")
+    settings = configfiles.load(run / "config.json")
     wanted = MeshConfig(run=run, scene="cube1", out=Path("x.ply"), split="train", steps=2)
     index, support = mesh.load_support(wanted, assembly.views_config(settings))
     assert (index, support.images.shape) == (1, (1, 12, 12, 4))
@@ -79,7 +78,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 def test_an_unknown_scene_and_a_run_without_checkpoints(run, tmp_path):
     wanted = MeshConfig(run=run, scene="cube9", out=Path("a.ply"), split="train")
-    settings = configs.load(run / "config.json")
+    settings = configfiles.load(run / "config.json")
     for views in ((0, 3), (99,)):
         with pytest.raises(InputError, match=re.escape(f"--support {views} must be views from 0 to 2")):
             mesh.load_support(dataclasses.replace(wanted, support=views), assembly.views_config(settings))

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxmeta import config, results, runfiles, tables
+from jaxmeta import configfiles, results, runfiles, tables
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError
 from jaxmeta.evaluation import Scores
@@ -155,12 +155,12 @@ def test_metrics_of_steps_that_are_run_again_go(tmp_path):
 def test_a_run_belongs_to_one_training(tmp_path):
     settings = TrainConfig(run=tmp_path / "run", signal=ViewsConfig(data=DataConfig(root=tmp_path)))
     runfiles.claim_run(settings)
-    assert config.load(settings.run / "config.json") == settings
+    assert configfiles.load(settings.run / "config.json") == settings
     runfiles.claim_run(dataclasses.replace(settings, log_every=7))  # may change, and is kept
-    assert config.load(settings.run / "config.json").log_every == 7
+    assert configfiles.load(settings.run / "config.json").log_every == 7
     with pytest.raises(InputError, match="seed: 0 -> 3"):
         runfiles.claim_run(dataclasses.replace(settings, seed=3))
-    assert config.load(settings.run / "config.json").seed == 0
+    assert configfiles.load(settings.run / "config.json").seed == 0
 
 
 def test_a_run_that_cannot_be_written_is_named(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmeta import config, runfiles
+from jaxmeta import configfiles, runfiles
 from jaxmeta.config import InnerConfig, OuterConfig, TrainConfig
 from jaxmeta.errors import InputError, StorageError
 from jaxmeta.kinds.views import DataConfig, ViewsConfig
@@ -115,7 +115,7 @@ FREE = {
 
 @pytest.mark.parametrize("name", FREE)
 def test_t12_how_it_runs_may_change(settings, name):
-    assert config.differences(settings, dataclasses.replace(settings, **{name: FREE[name]})) == []
+    assert configfiles.differences(settings, dataclasses.replace(settings, **{name: FREE[name]})) == []
 
 
 def test_checking_a_run_writes_nothing(settings):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import tyro
 
-from jaxmeta import assembly, config, devices
+from jaxmeta import assembly, config, configfiles, devices
 from jaxmeta.cameras import Views
 from jaxmeta.errors import InputError, run_command
 from jaxmeta.kinds.views import ViewsConfig
@@ -57,7 +57,7 @@ def main() -> None:
     # Here, so that without the extra this module still loads and says so.
     from jaxmeta.viewer import page
 
-    settings = config.load(wanted.run / "config.json")
+    settings = configfiles.load(wanted.run / "config.json")
     if settings.inner.optimiser != "sgd" or settings.outer.algorithm == "meta-sgd":
         raise InputError(f"{wanted.run} adapts by Adam or learned step sizes; the viewer fits by plain descent alone")
     if wanted.data_root:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from jaxmeta import assembly, config, metalearning
+from jaxmeta import assembly, metalearning, optimisers
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.kinds.views import field_apply, radiance_field
@@ -67,7 +67,7 @@ def make_machine(settings: TrainConfig, scale: Scale, seed: int) -> Machine:
     size = scale.height, scale.width
     fitting = assembly.assemble(settings, size=size, num_rays=settings.inner.num_rays)
     judging = assembly.assemble(settings, size=size, num_rays=scale.score_rays)
-    inner_optimiser = config.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
+    inner_optimiser = optimisers.inner_optimiser(settings.inner.optimiser, settings.inner.step_size)
     num_samples = max(scenes.sampling.num_samples // scale.quick_share, 2)
     quick = dataclasses.replace(scenes.sampling, num_samples=num_samples)
 
