@@ -97,6 +97,13 @@ def train(
     quiet = not devices.is_main_process()
     if not quiet:
         print(f"{len(split.ids)} scenes, {devices.describe()}, meta-steps {first} to {total}, in {settings.run}")
+
+    def validated(before: int, after: int) -> bool:
+        return validate is not None and due(before, after, settings.validation.every, total)
+
+    def saved(before: int, after: int) -> bool:
+        return due(before, after, settings.checkpoint_every, total)
+
     chunks = feeding.chunks(
         split.scenes,
         training.plan_batches(
@@ -112,13 +119,15 @@ def train(
         residency=settings.signal.data.residency,
     )
     with tqdm(total=total, initial=first, unit="step", disable=quiet or None) as bar:
-        for done in training.take_steps(train_steps, state, chunks):
+        for done in training.take_steps(
+            train_steps, state, chunks, pause=lambda *steps: validated(*steps) or saved(*steps)
+        ):
             alive()
             interrupted = stop_requested(done.step) is not None
             if interrupted:  # saved first: the time that is left for the rest may be short
                 keeper.keep(done.state, must=True)
             report = training.summarise(done, split.ids)
-            if validate and due(done, settings.validation.every, total):
+            if validate and validated(done.before, done.step):
                 report["validation_psnr"] = validate(done.state.params)
                 keeper.keep_if_best(done.state, report["validation_psnr"])
                 alive()
@@ -127,7 +136,7 @@ def train(
             crash = runfiles.crash_report(settings, done, split.ids) if diverged else None
             stopped_by = stop_requested(done.step)
             last = done.step == total or crash is not None or stopped_by is not None
-            if not interrupted and (last or due(done, settings.checkpoint_every, total)):
+            if not interrupted and (last or saved(done.before, done.step)):
                 keeper.keep(done.state, must=last)
             if not quiet:
                 show(bar, done, report)
@@ -165,9 +174,9 @@ def make_validate(settings: TrainConfig, signal: Signal, mesh: Mesh) -> Callable
     return validate
 
 
-def due(done: Progress, every: int, total: int) -> bool:
-    """Returns whether the last steps reached a multiple of `every`, or the end."""
-    return done.step == total or done.step // every > (done.step - len(done.batches)) // every
+def due(before: int, after: int, every: int, total: int) -> bool:
+    """Returns whether the steps from `before` to `after` reached a multiple of `every`, or the end."""
+    return after == total or after // every > before // every
 
 
 def show(bar: tqdm, done: Progress, report: dict[str, Any]) -> None:

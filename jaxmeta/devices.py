@@ -1,5 +1,6 @@
 """Spreads a batch of scenes over the devices there are."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -93,6 +94,16 @@ def fetch(tree: PyTree) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def gather(tree: PyTree, whole: Sharding) -> Any:
+    """Returns arrays that every process can read, laid out as `whole` says, without waiting for their values."""
+    return tree if jax.process_count() == 1 else _laid_out(whole)(tree)
+
+
+@functools.cache
+def _laid_out(sharding: Sharding) -> Callable[[PyTree], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
 
 
 def by_scene(mesh: Mesh, *, axis: int = 0) -> NamedSharding:

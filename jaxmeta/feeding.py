@@ -1,4 +1,7 @@
-"""Brings scenes to the devices: all at once where they fit, else those of the next steps while the last ones run."""
+"""Brings scenes to the devices: all at once where they fit, else those of the next steps while the last ones run.
+
+In the second case each device gets the scenes that it adapts, so each process reads those of its own devices alone.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int, PyTree
 
-from jaxmeta.devices import memory_limit, padded_size, put, replicated
+from jaxmeta.devices import by_scene, memory_limit, padded_size, put, replicated
 
 Residency = Literal["auto", "device", "host"]
 Item = TypeVar("Item")
@@ -25,10 +28,12 @@ class Chunk(NamedTuple):
 
     batches: Int[np.ndarray, "steps scenes"]
     """Which scenes of the data set each step adapts."""
-    scenes: PyTree
-    """On the devices: all scenes, or those of this chunk."""
-    places: Int[np.ndarray, "padded_steps padded_scenes"]
-    """Where in `scenes` they lie, with fillers."""
+    padded: Int[np.ndarray, "padded_steps padded_scenes"]
+    """The same with fillers."""
+    resident: PyTree | None
+    """All scenes, on every device."""
+    sent: PyTree | None
+    """Where none are resident: those of the padded batches, along two leading axes; the devices share the second."""
 
 
 def resolve_residency(residency: Residency, scenes: PyTree) -> Literal["device", "host"]:
@@ -67,18 +72,21 @@ def chunks(
     if resolve_residency(residency, scenes) == "device":
         resident = put(scenes, replicated(mesh))
         for batches in plan:
-            yield Chunk(batches, resident, pad_batches(batches, mesh, num_steps=steps_per_chunk))
+            yield Chunk(batches, pad_batches(batches, mesh, num_steps=steps_per_chunk), resident, None)
         return
-    num_scenes = len(jax.tree.leaves(scenes)[0])
 
-    def stream(batches: Int[np.ndarray, "steps scenes"]) -> Chunk:
-        used, places = np.unique(batches, return_inverse=True)
-        rows = np.resize(used, min(num_scenes, steps_per_chunk * batches.shape[1]))
-        part = jax.tree.map(lambda leaf: np.asarray(leaf[rows]), scenes)
-        places = pad_batches(places.reshape(batches.shape), mesh, num_steps=steps_per_chunk)
-        return Chunk(batches, put(part, replicated(mesh)), places)
+    def send(batches: Int[np.ndarray, "steps scenes"]) -> Chunk:
+        padded = pad_batches(batches, mesh, num_steps=steps_per_chunk)
 
-    yield from made_ahead(stream, plan)
+        def send_leaf(leaf: np.ndarray) -> jax.Array:
+            def rows(part: tuple[slice, ...] | None) -> np.ndarray:
+                return leaf[padded if part is None else padded[part[:2]]]
+
+            return jax.make_array_from_callback((*padded.shape, *leaf.shape[1:]), by_scene(mesh, axis=1), rows)
+
+        return Chunk(batches, padded, None, jax.tree.map(send_leaf, scenes))
+
+    yield from made_ahead(send, plan)
 
 
 def pad_batches(

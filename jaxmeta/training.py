@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxmeta.devices import by_scene, compile_within_memory, fetch, replicated
+from jaxmeta.devices import by_scene, compile_within_memory, gather, replicated
 from jaxmeta.feeding import FILLER, Chunk
 from jaxmeta.metalearning import Keys, MetaMetrics, MetaState, SceneGradientFn, meta_step
 
-TrainSteps = Callable[[MetaState, Any, Int[Any, "steps scenes"]], tuple[MetaState, MetaMetrics]]
+Item = TypeVar("Item")
+TrainSteps = Callable[..., tuple[MetaState, MetaMetrics]]
+"""`(state, batches, resident, sent=None)`; see `make_train_steps`."""
 
 
 def scene_batches(
@@ -64,10 +66,10 @@ def make_train_steps(
     seed: int,
     num_inner_steps: int,
 ) -> TrainSteps:
-    """Returns a compiled function that takes meta-steps, `(state, scenes, batches) -> (state, metrics)`.
+    """Returns a compiled function that takes meta-steps, `(state, batches, resident, sent=None) -> (state, metrics)`.
 
-    It consumes `state`. `scenes` is the data of all scenes, along the leading axis; `batches` says which scenes each
-    step adapts; the metrics have a leading axis of steps.
+    `batches` says which scenes each step adapts. `resident` is the data of all scenes, along the leading axis; where
+    that is None, `sent` is the data of the batches, along two leading axes. The metrics have a leading axis of steps.
 
     Args:
       scene_gradient: what one scene contributes; one of the algorithms.
@@ -81,16 +83,21 @@ def make_train_steps(
         scene_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), slot)
         return Keys(jax.random.split(scene_key, num_inner_steps), jax.random.fold_in(scene_key, num_inner_steps))
 
-    def one_step(scenes: PyTree[Array], state: MetaState, batch: Array) -> tuple[MetaState, MetaMetrics]:
-        data = jax.tree.map(lambda leaf: leaf[batch], scenes)
+    def one_step(
+        resident: PyTree[Array], state: MetaState, given: tuple[Array, PyTree[Array]]
+    ) -> tuple[MetaState, MetaMetrics]:
+        batch, sent = given
+        data = sent if resident is None else jax.tree.map(lambda leaf: leaf[batch], resident)
         slots = jnp.arange(batch.shape[0])
         keys = jax.vmap(scene_keys, in_axes=(None, 0))(state.step, slots)
         data, keys = jax.lax.with_sharding_constraint((data, keys), by_scene(mesh))
         return meta_step(scene_gradient, optimiser, state, data, keys, batch != FILLER)
 
-    @partial(jax.jit, donate_argnums=0)
-    def train_steps(state: MetaState, scenes: PyTree[Array], batches: Array) -> tuple[MetaState, MetaMetrics]:
-        state, metrics = jax.lax.scan(partial(one_step, scenes), state, batches)
+    @jax.jit
+    def train_steps(
+        state: MetaState, batches: Array, resident: PyTree[Array], sent: PyTree[Array] = None
+    ) -> tuple[MetaState, MetaMetrics]:
+        state, metrics = jax.lax.scan(partial(one_step, resident), state, (batches, sent))
         return jax.lax.with_sharding_constraint(state, replicated(mesh)), metrics
 
     return train_steps
@@ -112,28 +119,66 @@ class Progress(NamedTuple):
     seconds: float
     """That the last steps took."""
 
+    @property
+    def before(self) -> int:
+        """Meta-steps taken before the last ones."""
+        return self.step - len(self.batches)
 
-def take_steps(train_steps: TrainSteps, state: MetaState, chunks: Iterable[Chunk]) -> Iterator[Progress]:
+
+def take_steps(
+    train_steps: TrainSteps, state: MetaState, chunks: Iterable[Chunk], *, pause: Callable[[int, int], bool]
+) -> Iterator[Progress]:
     """Takes the meta-steps of one chunk after another, and yields after each.
+
+    The devices get the next chunk before the metrics of the last are read, so that they do not wait for the host. The
+    state, some megabytes, is not donated for that: both are there.
+
+    Args:
+      train_steps: from `make_train_steps`.
+      state: before the first step.
+      chunks: what to adapt.
+      pause: given the steps taken before a chunk and after it, whether the devices are needed for something else then;
+        they wait until what is yielded was used.
 
     Raises:
       OutOfMemoryError: a device has too little memory.
     """
-    compiled = None
-    step, bad_in_a_row = int(state.step), 0
-    began = time.perf_counter()
-    for batches, scenes, places in chunks:
-        compiled = compiled or compile_within_memory(train_steps, state, scenes, places)
-        state, metrics = compiled(state, scenes, places)
-        num_steps, num_scenes = batches.shape
-        losses, gradient_norm, diverged = (leaf[:num_steps] for leaf in fetch(metrics))
-        diverged = diverged[:, :num_scenes]
+    began, bad_in_a_row = time.perf_counter(), 0
+    dispatched = _one_behind(_dispatch(train_steps, state, chunks), lambda chunk: pause(*chunk[:2]))
+    for before, step, state, batches, metrics in dispatched:
+        losses, gradient_norm, diverged = (leaf[: len(batches)] for leaf in jax.device_get(metrics))
+        diverged = diverged[:, : batches.shape[1]]
         good = np.flatnonzero(~diverged.all(axis=1))
-        bad_in_a_row = num_steps - 1 - good[-1] if len(good) else bad_in_a_row + num_steps
-        step += num_steps
-        seconds = time.perf_counter() - began
+        bad_in_a_row = len(batches) - 1 - good[-1] if len(good) else bad_in_a_row + len(batches)
+        began, seconds = time.perf_counter(), time.perf_counter() - began
         yield Progress(state, step, batches, losses, gradient_norm, diverged, int(bad_in_a_row), seconds)
-        began = time.perf_counter()
+        if pause(before, step):
+            began = time.perf_counter()
+
+
+def _dispatch(
+    train_steps: TrainSteps, state: MetaState, chunks: Iterable[Chunk]
+) -> Iterator[tuple[int, int, MetaState, Int[np.ndarray, "steps scenes"], MetaMetrics]]:
+    """Yields, of each chunk that the devices have got, the steps taken before and after it, and what comes of it."""
+    compiled, step = None, int(state.step)
+    for batches, padded, resident, sent in chunks:
+        compiled = compiled or compile_within_memory(train_steps, state, padded, resident, sent)
+        state, metrics = compiled(state, padded, resident, sent)
+        # Asked of the other processes now: the devices answer in turn.
+        yield step, step + len(batches), state, batches, gather(metrics, state.step.sharding)
+        step += len(batches)
+
+
+def _one_behind(items: Iterable[Item], hold: Callable[[Item], bool]) -> Iterator[Item]:
+    """Yields each item when the next one is there; one to hold at, at once."""
+    waiting: list[Item] = []
+    for item in items:
+        yield from waiting
+        waiting = [item]
+        if hold(item):
+            yield item
+            waiting = []
+    yield from waiting
 
 
 def summarise(done: Progress, ids: tuple[str, ...]) -> dict[str, Any]:

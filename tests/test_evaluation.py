@@ -197,7 +197,7 @@ def test_a_learned_start_beats_the_standard_one(fit_eight, mesh8, balls, start, 
     train_steps = make_train_steps(partial(reptile, loss_fn, loss_fn, INNER), outer, mesh8, seed=0, num_inner_steps=8)
     learned_from = jax.device_put(take(balls, slice(16)), replicated(mesh8))
     state = jax.device_put(initial_state(jax.tree.map(jnp.copy, start), outer), replicated(mesh8))
-    state, _ = train_steps(state, learned_from, scene_batches(0, 0, num_steps, num_scenes=16, scenes_per_step=8))
+    state, _ = train_steps(state, scene_batches(0, 0, num_steps, num_scenes=16, scenes_per_step=8), learned_from)
 
     unseen = take(balls, slice(16, 24))
     both = support_of(unseen), query_of(unseen)

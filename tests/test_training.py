@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmeta.devices import replicated
-from jaxmeta.feeding import FILLER, pad_batches
+from jaxmeta.feeding import FILLER, chunks, pad_batches
 from jaxmeta.metalearning import adapt, fomaml, initial_state, maml, reptile, with_step_sizes
 from jaxmeta.objectives import photometric_loss
-from jaxmeta.training import make_train_steps, scene_batches
+from jaxmeta.training import make_train_steps, plan_batches, scene_batches, take_steps
 
 PLANS = {
     "seed": st.integers(0, 2**31),
@@ -87,7 +87,7 @@ class Noisy:
         scenes = jax.device_put(self.targets if targets is None else targets, replicated(self.mesh))
         state = self.state() if state is None else jax.device_put(state, replicated(self.mesh))
         padded = pad_batches(np.asarray(batches), self.mesh, num_steps=num_steps)
-        return jax.device_get(self.train_steps(state, scenes, padded))
+        return jax.device_get(self.train_steps(state, padded, scenes))
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +207,33 @@ def test_one_compilation_for_all_chunks(mesh8, caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for first, num_steps in ((0, 4), (4, 4), (8, 1)):
             batches = scene_batches(0, first, num_steps, num_scenes=20, scenes_per_step=5)
-            state, _ = fresh.train_steps(state, scenes, pad_batches(batches, mesh8, num_steps=4))
+            state, _ = fresh.train_steps(state, pad_batches(batches, mesh8, num_steps=4), scenes)
     compilations = [
         record for record in caplog.messages if re.match(r"Finished XLA compilation of jit\(train_steps", record)
     ]
     assert len(compilations) == 1
     assert state.step == 9
+
+
+@pytest.mark.parametrize("residency", ["device", "host"])
+@pytest.mark.parametrize("pauses", [(), (2, 7)])
+def test_the_devices_get_the_next_chunk_before_the_last_is_read(noisy8, residency, pauses):
+    events = []
+
+    def sent():
+        plan = plan_batches(5, 0, 7, steps_per_chunk=2, num_scenes=20, scenes_per_step=3)
+        fed = chunks(np.asarray(Noisy.targets), plan, noisy8.mesh, steps_per_chunk=2, residency=residency)
+        for number, chunk in enumerate(fed):
+            events.append(f"sent {number}")
+            yield chunk
+
+    for done in take_steps(noisy8.train_steps, noisy8.state(), sent(), pause=lambda before, after: after in pauses):
+        events.append(f"read {done.step}")
+        wanted, metrics = noisy8.run(scene_batches(5, 0, done.step, num_scenes=20, scenes_per_step=3), num_steps=7)
+        assert_trees_equal(jax.device_get(done.state), wanted)
+        np.testing.assert_array_equal(done.losses, metrics.losses[done.before : done.step])
+    order = "sent 0,read 2,sent 1,sent 2,read 4," if 2 in pauses else "sent 0,sent 1,read 2,sent 2,read 4,"
+    assert events == (order + "sent 3,read 6,read 7").split(",")
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +248,7 @@ def test_radiance_fields_on_eight_devices(mesh1, mesh8, balls, small_start, loss
         scene_gradient = partial(reptile, loss_fn, loss_fn, INNER)
         train_steps = make_train_steps(scene_gradient, OUTER, mesh, seed=0, num_inner_steps=2)
         state = jax.device_put(initial_state(jax.tree.map(jnp.array, small_start), OUTER), replicated(mesh))
-        inputs = state, jax.device_put(balls, replicated(mesh)), pad_batches(batches, mesh, num_steps=2)
+        inputs = state, pad_batches(batches, mesh, num_steps=2), jax.device_put(balls, replicated(mesh))
         compiled = train_steps.lower(*inputs).compile()
         ends.append(jax.device_get(compiled(*inputs)))
     (state1, metrics1), (state8, metrics8) = ends
