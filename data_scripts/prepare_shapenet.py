@@ -132,7 +132,7 @@ def unpack(archive: zipfile.ZipFile, scenes: Scenes, out: Path, class_name: str)
     todo = [scene_id for scene_id in scenes if not (unfinished / scene_id).is_dir()]
     check_disk(unfinished, (entry for scene_id in todo for entry in scenes[scene_id]))
     partial = unfinished / ".scene"
-    for scene_id in tqdm(todo, class_name, disable=None):
+    for scene_id in tqdm(todo, class_name, unit="scene", disable=None):
         shutil.rmtree(partial, ignore_errors=True)
         for entry in scenes[scene_id]:
             extract(archive, entry, partial / PurePosixPath(entry.filename).name)

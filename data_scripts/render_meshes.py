@@ -173,7 +173,8 @@ def render_class(models: Sequence[Model], out: Path, class_name: str, options: O
     bad = set()
     with worker_map(options.workers) as mapping:
         problems = mapping(partial(_render_model, folder=folder, options=options), todo)
-        for model, problem in zip(todo, tqdm(problems, "scenes", len(todo), smoothing=0, disable=None), strict=True):
+        told = tqdm(problems, "rendering", len(todo), unit="scene", smoothing=0, disable=None)
+        for model, problem in zip(todo, told, strict=True):
             if problem and options.on_bad_mesh == "error":
                 raise InputError(f"{problem}; --on-bad-mesh skip leaves such files out")
             if problem:

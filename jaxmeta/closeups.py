@@ -88,7 +88,7 @@ def geometry(
       far: the largest.
     """
     distance, middle = Scale("distance\n(scene units)", near, far, "viridis_r"), num_items(shown.query) // 2
-    names, rows = [name for name in reversed(PAIR) if name in shown.fits], []
+    names, rows = [name for name in PAIR if name in shown.fits], []
     for scene in scenes:
         row = [shown.wanted(shown.query, scene, middle)]
         for name in names:
