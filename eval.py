@@ -45,6 +45,7 @@ from jaxmeta.protocols import EvalConfig
 from jaxmeta.report import write_report
 from jaxmeta.results import Outcome
 from jaxmeta.signals import Evaluated
+from jaxmeta.words import counted
 from train import meta_learn
 
 
@@ -71,7 +72,8 @@ def main() -> None:
     starts = initialisations(wanted, settings, learned, mesh)
     subject = Subject(signal, split.scenes, len(split.ids), num_views)
     ready, compiled_before = time.perf_counter(), compiled()
-    print(f"fitting {len(split.ids)} scenes from {len(next(iter(starts.values())))} initialisations", flush=True)
+    num_starts = len(next(iter(starts.values())))
+    print(f"fitting {counted(len(split.ids), 'scene')} from {counted(num_starts, 'initialisation')}", flush=True)
     with tqdm(total=num_fits(plan, starts, len(split.ids)), unit="fit", disable=None) as bar:
         outcomes, shown = compare(subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=bar.update)
     seconds = {

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxmeta.gallery import steps
 from jaxmeta.tables import rays_a_step
+from jaxmeta.words import counted
 
 BASELINES = {
     "standard": "random, as the network is made",
@@ -36,7 +37,7 @@ def lead(content: Mapping[str, Any], num_scenes: int) -> str:
     rows = _of_first_count(content["summary"])
     count, last = rows[0]["support_views"], rows[-1]["steps"]
     reached = {row["initialisation"]: row["psnr_mean"] for row in rows if row["steps"] == last}
-    scenes = "a scene" if num_scenes == 1 else f"{num_scenes} scenes"
+    scenes = "a scene" if num_scenes == 1 else counted(num_scenes, "scene")
     found = (
         f"Fitted with {steps(last)} to {_support_in_words(content, count)} of {scenes} not seen before, the learned "
         f"initialisation reaches {_number(reached['learned'], '.1f')} dB{_query_in_words(content)}"
@@ -57,7 +58,7 @@ def lead(content: Mapping[str, Any], num_scenes: int) -> str:
 
 def _support_in_words(content: Mapping[str, Any], count: int) -> str:
     names = {"views": "view", "ct": "projection"}
-    return f"{count} {names.get(content['training'].get('kind', 'views'), 'part')}{'s' * (count > 1)}"
+    return counted(count, names.get(content["training"].get("kind", "views"), "part"))
 
 
 def _query_in_words(content: Mapping[str, Any]) -> str:
@@ -103,8 +104,9 @@ def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
         "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {rays_a_step(plan)}, "
         f"scored after {_listed(plan['stages'])} steps",
         "seeds": _listed(wanted["seeds"]),
-        "meta-learning": f"{training['step']:,} meta-steps of {training['outer']['num_scenes']} scenes, "
-        f"{training['inner']['num_steps']} inner steps; run {training['run']}",
+        "meta-learning": f"{counted(training['step'], 'meta-step')} of "
+        f"{counted(training['outer']['num_scenes'], 'scene')}, "
+        f"{counted(training['inner']['num_steps'], 'inner step')}; run {training['run']}",
         "made with": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
         "on": str(content["devices"]),
     }
@@ -133,7 +135,7 @@ def _by_views(rows: Rows) -> Table:
     names = dict.fromkeys(row["initialisation"] for row in rows)
     counts = dict.fromkeys(row["support_views"] for row in rows)
     body = [[of, *(_cell(row, "psnr", ".2f") for row in rows if row["initialisation"] == of)] for of in names]
-    header = ["", *(f"{count} view{'s' * (count > 1)}" for count in counts)]
+    header = ["", *(counted(count, "view") for count in counts)]
     caption = f"After {steps(last)}, as above, with more support views."
     return Table("PSNR over the number of support views, dB", header, body, caption)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxmeta.evaluation import Fit, Predict, Target
 from jaxmeta.figures import Cell, Picture, image_grid
+from jaxmeta.words import counted
 
 PAIR = ("standard", "learned")
 """What is always compared."""
@@ -141,7 +142,7 @@ def baselines(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
 
 def steps(count: int) -> str:
     """Returns a number of steps in words."""
-    return "1 step" if count == 1 else f"{count:,} steps"
+    return counted(count, "step")
 
 
 def support_title(shown: Exhibition) -> str:

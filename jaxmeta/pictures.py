@@ -18,6 +18,7 @@ from jaxmeta.gallery import Exhibition
 from jaxmeta.metalearning import Params
 from jaxmeta.rendering import Rendering
 from jaxmeta.signals import Signal
+from jaxmeta.words import counted
 
 MOST_SCENES = 3
 """So many scenes are looked at closely."""
@@ -130,9 +131,9 @@ def write_curves(out: Path, summary: Sequence[Mapping[str, Any]]) -> list[Pictur
         Picture(
             path,
             "How fast a scene is fitted",
-            f"PSNR over the number of gradient steps with {_views(counts[0])}: the mean over scenes and its 95 % "
-            "interval. What a curve has at 0 steps is known before the scene was seen. Where a curve falls again, "
-            "the field fits the support at the cost of the rest.",
+            f"PSNR over the number of gradient steps with {counted(counts[0], 'support view')}: the mean over "
+            "scenes and its 95 % interval. What a curve has at 0 steps is known before the scene was seen. Where a curve "
+            "falls again, the field fits the support at the cost of the rest.",
         )
     ]
     if len(counts) > 1:
@@ -162,10 +163,6 @@ def _draw(path: Path, rows: Sequence[Mapping[str, Any]], place: str, across: str
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["initialisation"] for row in rows))
-
-
-def _views(count: int) -> str:
-    return "1 support view" if count == 1 else f"{count} support views"
 
 
 def typical_scene(shown: Exhibition) -> int:

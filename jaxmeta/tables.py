@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxmeta.results import Outcome
+from jaxmeta.words import counted
 
 _METRICS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 3)}
 """In words, and the digits shown."""
@@ -17,8 +18,8 @@ def heading(about: Mapping[str, Any], num_scenes: int, outcomes: Sequence[Outcom
     if plan["draws"]:
         views = f"{plan['draws']} random pairs of a support and a query view"
     return (
-        f"{num_scenes} scenes of '{about['evaluation']['split']}', {views}, {num_seeds} seed{'s' * (num_seeds > 1)}, "
-        f"{about['training']['step']} meta-steps\n"
+        f"{counted(num_scenes, 'scene')} of '{about['evaluation']['split']}', {views}, {counted(num_seeds, 'seed')}, "
+        f"{counted(about['training']['step'], 'meta-step')}\n"
         f"protocol {plan['protocol']}: {plan['optimiser']} {plan['step_size']:g}, {rays_a_step(plan)}\n"
         "mean ± standard deviation over scenes; below it the 95 % interval of the mean\n"
     )
@@ -55,7 +56,7 @@ def of_speed(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) ->
     """Returns as text how long an adaptation takes and how soon it is near its end, and how long everything took."""
     lines = [f"{'':<28}{'seconds per adaptation':>24}{'steps until within 0.5 dB of the end':>38}"]
     for row in rows:
-        label = f"{row['initialisation']}, {row['support_views']} view{'s' * (row['support_views'] > 1)}"
+        label = f"{row['initialisation']}, {counted(row['support_views'], 'view')}"
         near = format(row["steps_until_near"], "g") if math.isfinite(row["steps_until_near"]) else "-"
         lines.append(f"{label:<28}{row['seconds_per_adaptation']:>24.4f}{near:>38}")
     fitting, compiling = seconds["fitting_and_scoring"], seconds["of_which_compilation"]

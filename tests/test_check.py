@@ -45,14 +45,14 @@ def test_sound_data_pass(tmp_path, check, write):
     assert check(write(tmp_path)) == [
         "train: 2 scenes, 2 sound: 2 of 2 views of 6 x 4",
         "train: cameras are 4 to 4 from the origin",
-        "test: 1 scenes, 1 sound: 1 of 2 views of 6 x 4",
+        "test: 1 scene, 1 sound: 1 of 2 views of 6 x 4",
         "test: cameras are 4 to 4 from the origin",
     ]
 
 
 def test_one_object_has_the_same_scene_in_all_splits(tmp_path, check):
     lines = check(write_blender(tmp_path))
-    assert lines[0] == "train: 1 scenes, 1 sound: 1 of 2 views of 6 x 4"
+    assert lines[0] == "train: 1 scene, 1 sound: 1 of 2 views of 6 x 4"
     assert not [line for line in lines if "error" in line or "warning" in line]
 
 
@@ -125,13 +125,13 @@ def test_the_command_ends_with_an_exit_code(root):
     (root / "cars" / "scene0" / "r_1.png").write_bytes(b"")
     done = run()
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"error: {root} has 1 errors, listed above"
+    assert done.stderr.splitlines()[-1] == f"error: {root} has 1 error, listed above"
     assert "scene0/r_1.png is not a PNG file" in done.stdout
 
 
 def test_d6_sizes_that_differ_between_scenes(root, check):
     write_images(root, 0, *IMAGES[0, :, :3])
-    with refused("has 1 errors"):
+    with refused("has 1 error"):
         check(root)
     assert "1 of 2 views of 6 x 3" in check.reports[0]
     assert "1 of 2 views of 6 x 4" in check.reports[0]
@@ -139,7 +139,7 @@ def test_d6_sizes_that_differ_between_scenes(root, check):
 
 
 def test_d10_missing_split(root, check):
-    with refused("has 1 errors"):
+    with refused("has 1 error"):
         check(root, "--splits", "train", "val")
     assert "val: error: car_splits.json has no split 'val', only ['test', 'train']" in check.reports[0]
     assert "train: 2 scenes, 2 sound" in check.reports[0]
@@ -155,14 +155,14 @@ def test_d10_scenes_of_two_splits(root, check):
 def test_d10_folders_of_two_splits(tmp_path, check):
     root = write_srn(tmp_path)
     (root / "cars_test" / "scene2").rename(root / "cars_test" / "scene1")
-    with refused("has 1 errors"):
+    with refused("has 1 error"):
         check(root)
     assert "test: error: cars_test/scene1 has the id of cars_train/scene1, of split 'train'" in check.reports[0]
 
 
 def test_the_same_image_in_two_splits(root, check):
     write_images(root, 1, IMAGES[2, 0], IMAGES[0, 1])
-    assert check(root)[-1] == "warning: 2 images are the same in test and train"
+    assert check(root)[-1] == "warning: the same in test and train: 2 images"
 
 
 def test_the_same_image_twice_in_a_scene(root, check):

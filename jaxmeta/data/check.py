@@ -22,6 +22,7 @@ from jaxmeta.data.faults import faults_of
 from jaxmeta.data.scenes import SceneFolder
 from jaxmeta.data.splits import Layout, SplitSource, find_split
 from jaxmeta.errors import InputError, run_command
+from jaxmeta.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,9 @@ def main() -> None:
             for digest in finding.digests:
                 seen[digest].add(split)
     for pair, count in Counter(tuple(sorted(splits)) for splits in seen.values() if len(splits) > 1).items():
-        _tell(f"warning: {count} images are the same in {' and '.join(pair)}")
+        _tell(f"warning: the same in {' and '.join(pair)}: {counted(count, 'image')}")
     if num_errors:
-        raise InputError(f"{wanted.root} has {num_errors} errors, listed above")
+        raise InputError(f"{wanted.root} has {counted(num_errors, 'error')}, listed above")
 
 
 def _tell(line: str) -> None:
@@ -139,8 +140,8 @@ def _examine(scene: SceneFolder, views: Views) -> Finding:
 def _report(split: str, findings: list[Finding]) -> Iterator[str]:
     sound = [finding for finding in findings if not finding.errors]
     sizes = _sizes(findings)
-    shown = ", ".join(f"{count} of {v} views of {w} x {h}" for (v, h, w), count in sizes.most_common())
-    yield f"{split}: {len(findings)} scenes, {len(sound)} sound: {shown or 'none'}"
+    shown = ", ".join(f"{count} of {counted(v, 'view')} of {w} x {h}" for (v, h, w), count in sizes.most_common())
+    yield f"{split}: {counted(len(findings), 'scene')}, {len(sound)} sound: {shown or 'none'}"
     if sound:
         nearest = min(finding.distances[0] for finding in sound)
         furthest = max(finding.distances[1] for finding in sound)

@@ -18,6 +18,7 @@ from jaxmeta.data.faults import gather
 from jaxmeta.data.png import read_bytes, reject
 from jaxmeta.data.scenes import NAME, SceneFolder, check_inside, read_images, stack_views
 from jaxmeta.data.transforms import check_pose
+from jaxmeta.words import counted
 
 _OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 _SMALLEST, _LARGEST = 1e-3, 1e9
@@ -82,7 +83,7 @@ def _pose_paths(folder: Path) -> list[Path]:
 
 def _check_count(path: Path, count: int, wanted: int) -> None:
     if count < wanted:
-        reject(path, f"has {count} poses, {wanted} are wanted; ask for fewer (--data.num-views)")
+        reject(path, f"has {counted(count, 'pose')}, {wanted} are wanted; ask for fewer (--data.num-views)")
 
 
 def _read_pose(folder: Path, path: Path) -> np.ndarray:

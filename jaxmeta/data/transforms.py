@@ -18,6 +18,7 @@ from jaxmeta.cameras import Views
 from jaxmeta.data.faults import gather
 from jaxmeta.data.png import read_bytes, reject
 from jaxmeta.data.scenes import check_inside, read_image, stack_views
+from jaxmeta.words import counted
 
 _MIN_ANGLE = 1e-6
 """Below, a focal length would leave float32."""
@@ -93,7 +94,7 @@ def _frame(path: Path, frames: list[Any], index: int) -> dict[str, Any]:
 
 def _check_count(path: Path, count: int, wanted: int) -> None:
     if count < wanted:
-        reject(path, f"lists {count} frames, {wanted} are wanted; ask for fewer (--data.num-views)")
+        reject(path, f"lists {counted(count, 'frame')}, {wanted} are wanted; ask for fewer (--data.num-views)")
 
 
 def _camera_angle(path: Path, content: dict[str, Any]) -> float:
