@@ -39,7 +39,7 @@ from jaxmeta.comparison import Shown, Starts, Subject, compare, num_fits
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import JaxmetaError, run_command
 from jaxmeta.figures import Picture
-from jaxmeta.loading import load_initialisation
+from jaxmeta.loading import imported_from, load_initialisation
 from jaxmeta.metalearning import Initialisation, Learned
 from jaxmeta.protocols import EvalConfig
 from jaxmeta.report import write_report
@@ -84,7 +84,7 @@ def main() -> None:
     about = {
         "protocol": plan._asdict(),
         "evaluation": config.as_dict(wanted),
-        "training": config.as_dict(settings) | {"step": step},
+        "training": config.as_dict(settings) | {"step": step, "imported": imported_from(wanted.run)},
         "versions": checkpoints.versions(),
         "devices": devices.describe(),
         "seconds": seconds,
@@ -93,7 +93,7 @@ def main() -> None:
     optimiser, seed = protocols.inner_optimiser(plan), wanted.seeds[0]
     done = Evaluated(signal, split, plan.supports, plan.stages, optimiser, starts[seed], seed=seed, mesh=mesh)
     made = draw(out, settings, done, shown, num_scenes=wanted.figure_scenes) if wanted.figure_scenes else []
-    curves = pictures.write_curves(out, content["summary"])
+    curves = pictures.write_curves(out, content["summary"], kind.units[0])
     write_report(out / "report.html", content, num_scenes=len(split.ids), curves=curves, pictures=made)
     print(f"results are in {out}; open {out / 'report.html'}")
     report_failures(outcomes, strict=wanted.strict)
@@ -168,12 +168,12 @@ def write_results(
     runfiles.write_atomically(out / "results.json", runfiles.to_json(content))
     runfiles.write_atomically(out / "results.csv", results.to_csv(rows))
     print(tables.heading(about, len(ids), outcomes))
-    counts = list(dict.fromkeys(row["support_views"] for row in summary))
+    counts, unit = list(dict.fromkeys(row["support_views"] for row in summary)), tables.units(about["training"])[0]
     of_first = ([row for row in some if row["support_views"] == counts[0]] for some in (summary, paired))
     print(tables.of_stages(*of_first))
     if len(counts) > 1:
-        print(tables.of_view_counts(summary))
-    print(tables.of_speed(adaptation, about["seconds"]))
+        print(tables.of_view_counts(summary, unit))
+    print(tables.of_speed(adaptation, about["seconds"], unit))
     return content
 
 

@@ -117,35 +117,37 @@ def film_function(
     return within_memory(make)
 
 
-def write_curves(out: Path, summary: Sequence[Mapping[str, Any]]) -> list[Picture]:
+def write_curves(out: Path, summary: Sequence[Mapping[str, Any]], unit: str) -> list[Picture]:
     """Draws the PSNR over inner steps and, where there are several, over numbers of support views.
 
     Args:
       out: the folder; psnr.png and support_views.png are written.
       summary: from `results.summary`.
+      unit: what the views of a support are called.
     """
     counts, last = sorted({row["support_views"] for row in summary}), max(row["steps"] for row in summary)
     path = out / "psnr.png"
     _draw(path, [row for row in summary if row["support_views"] == counts[0]], "steps", "inner steps")
+    given = counted(counts[0], f"support {unit}")
     made = [
         Picture(
             path,
             "How fast a scene is fitted",
-            f"PSNR over the number of gradient steps with {counted(counts[0], 'support view')}: the mean over "
-            "scenes and its 95 % interval. What a curve has at 0 steps is known before the scene was seen. Where a curve "
-            "falls again, the field fits the support at the cost of the rest.",
+            f"PSNR over the number of gradient steps with {given}: the mean over scenes and its 95 % interval. What a "
+            "curve has at 0 steps is known before the scene was seen. Where a curve falls again, the field fits the "
+            "support at the cost of the rest.",
         )
     ]
     if len(counts) > 1:
         path = out / "support_views.png"
-        _draw(path, [row for row in summary if row["steps"] == last], "support_views", "support views")
+        _draw(path, [row for row in summary if row["steps"] == last], "support_views", f"support {unit}s")
         made.append(
             Picture(
                 path,
-                "What a learned start is worth in views",
-                f"PSNR after {gallery.steps(last)} over the number of support views: the mean over scenes and its 95 "
-                "% interval. Read it sideways: how many views does the standard initialisation need for what the "
-                "learned one makes of a few?",
+                f"What a learned start is worth in {unit}s",
+                f"PSNR after {gallery.steps(last)} over the number of support {unit}s: the mean over scenes and its "
+                f"95 % interval. Read it sideways: how many {unit}s does the standard initialisation need for what "
+                "the learned one makes of a few?",
             )
         )
     return made
@@ -158,7 +160,7 @@ def _draw(path: Path, rows: Sequence[Mapping[str, Any]], place: str, across: str
         for name, of_name in by_name.items()
     }
     places = list(dict.fromkeys(row[place] for row in rows))
-    draw_curves(path, places, bands, across=across, up="PSNR of the query (dB)")
+    draw_curves(path, places, bands, across=across, up="PSNR of the query (dB), higher is better")
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -74,6 +74,10 @@ class Kind:
 
     kind: ClassVar[str]
     """The name in config.json."""
+    units: ClassVar[tuple[str, str]] = ("part", "part")
+    """What the views of a support, and of a query, are called."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Of the views, by number, where they have names."""
 
     @property
     def protocol(self) -> Protocol:

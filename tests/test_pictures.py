@@ -157,7 +157,7 @@ def test_curves_have_bands_in_the_colours_of_their_initialisations(tmp_path):
         for count in (1, 3)
         for step, low in ((0, float("nan")), (1, mean - 1), (100, mean - 1))
     ]  # fmt: skip
-    made = pictures.write_curves(tmp_path, rows)
+    made = pictures.write_curves(tmp_path, rows, "view")
     assert [picture.path.name for picture in made] == ["psnr.png", "support_views.png"]
     shown = read(made[0].path)
     above, below = [], []
@@ -170,4 +170,4 @@ def test_curves_have_bands_in_the_colours_of_their_initialisations(tmp_path):
         assert np.sum(np.all(np.abs(plot - band) < 3, axis=-1)) > 5_000
     assert above[0] < below[0]
     one_count = [row for row in rows if row["support_views"] == 1]
-    assert len(pictures.write_curves(tmp_path, one_count)) == 1
+    assert len(pictures.write_curves(tmp_path, one_count, "view")) == 1

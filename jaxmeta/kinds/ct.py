@@ -72,6 +72,7 @@ class CTConfig(Kind):
     """Slices, and the network that holds one."""
 
     kind: ClassVar[str] = "ct"
+    units: ClassVar[tuple[str, str]] = ("projection", "slice")
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
 

@@ -64,6 +64,7 @@ class ImagesConfig(Kind):
     """Pictures, and the network that holds one."""
 
     kind: ClassVar[str] = "images"
+    names: ClassVar[tuple[str, ...]] = PARTS
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
 

@@ -70,6 +70,7 @@ class ViewsConfig(Kind):
     """Scenes, and the network that holds one."""
 
     kind: ClassVar[str] = "views"
+    units: ClassVar[tuple[str, str]] = ("view", "view")
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
     sampling: Sampling = Sampling()
