@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmeta import signals
+from jaxmeta.data.folders import check_size
 from jaxmeta.data.slices import load_slices
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
@@ -77,11 +78,12 @@ class CTConfig(Kind):
     field: FieldConfig = FieldConfig()
 
     def check(self, *, num_rays: int | None, support: Sequence[int], query: Sequence[int]) -> None:
-        """Refuses directions that there are not.
+        """Refuses directions that there are not, and slices that are too small.
 
         Raises:
           InputError: names the flag.
         """
+        check_size(self.data.size)
         if num_rays is not None and num_rays > self.data.num_views:
             raise InputError(f"--inner.num-rays {num_rays} must be at most --data.num-views {self.data.num_views}")
         if not all(0 <= view < self.data.num_views for view in support):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxmeta import signals
+from jaxmeta.data.folders import check_size
 from jaxmeta.data.images import load_images
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
@@ -69,7 +70,8 @@ class ImagesConfig(Kind):
     field: FieldConfig = FieldConfig()
 
     def check(self, *, num_rays: int | None, support: Sequence[int], query: Sequence[int]) -> None:
-        """Refuses parts that a picture does not have."""
+        """Refuses parts that a picture does not have, and pictures that are too small."""
+        check_size(self.data.size)
         check_parts(support, query)
 
     def count_views(self, name: str, *, num_scenes: int | None = None) -> int:
