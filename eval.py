@@ -145,7 +145,7 @@ def draw(out: Path, settings: TrainConfig, done: Evaluated, shown: Shown, *, num
     """Writes the pictures of an evaluation, of so many scenes."""
     print("drawing the pictures", flush=True)
     kind, signal, size = settings.signal, done.signal, turntable.film_size(*done.split.size)
-    exhibition = pictures.exhibition(done.split.ids, done.stages, shown, signal)
+    exhibition = pictures.exhibition(kind, signal, done.split, done.stages, shown)
     made = pictures.write_pictures(out, signal, exhibition, span=kind.span, num_scenes=num_scenes)
     made += kind.draw(out, done, num_scenes=num_scenes)
     film = assemble(settings, size=size, num_rays=settings.inner.num_rays).render_pose

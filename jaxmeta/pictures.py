@@ -17,7 +17,7 @@ from jaxmeta.figures import Picture
 from jaxmeta.gallery import Exhibition
 from jaxmeta.metalearning import Params
 from jaxmeta.rendering import Rendering
-from jaxmeta.signals import Signal
+from jaxmeta.signals import Kind, Signal, Split
 from jaxmeta.words import counted
 
 MOST_SCENES = 3
@@ -43,7 +43,8 @@ def write_pictures(
     made = [gallery.comparison(out / "comparison.png", shown, scenes)]
     if set(shown.fits) - set(gallery.PAIR):
         made.append(gallery.baselines(out / "baselines.png", shown, few))
-    made.append(gallery.novel_views(out / "novel_views.png", shown, few))
+    if signal.render_pose:
+        made.append(gallery.novel_views(out / "novel_views.png", shown, few))
     made.append(closeups.extremes(out / "extremes.png", shown))
     if signal.render_pose:
         render = closeup_function(signal.render_pose)
@@ -86,10 +87,29 @@ def write_film(
     )
 
 
-def exhibition(ids: Sequence[str], stages: Sequence[int], shown: Shown, signal: Signal) -> Exhibition:
+def exhibition(kind: Kind, signal: Signal, split: Split, stages: Sequence[int], shown: Shown) -> Exhibition:
     """Returns what the pictures choose from, with compiled functions."""
-    predict = within_memory(lambda rays: jax.jit(partial(signal.predict, rays_per_chunk=rays)))
-    return Exhibition(ids, shown.support, shown.query, shown.fits, stages, predict, signal.target)
+    scenes, support, query = shown.tasks
+    items = None if signal.given else signal.query(split.scenes, scenes, support)
+    fitted = signal.support(split.scenes, scenes, support) if signal.given else None
+
+    def given(scene: int) -> Any:
+        if signal.given:
+            return signal.given(jax.tree.map(lambda leaf: leaf[scene], fitted))
+        return signal.target(gallery.item(items, scene, 0))
+
+    return Exhibition(
+        ids=split.ids,
+        given=given,
+        support=items,
+        query=signal.query(split.scenes, scenes, kind.pictured(query)),
+        notes=lambda scene, index: kind.notes(support[scene].tolist(), int(query[scene, index])),
+        explanation=kind.explanation(support[0].tolist()),
+        fits=shown.fits,
+        stages=stages,
+        predict=within_memory(lambda rays: jax.jit(partial(signal.predict, rays_per_chunk=rays))),
+        target=signal.target,
+    )
 
 
 def closeup_function(render_pose: Callable[..., Rendering]) -> Callable[[Params, Any], Rendering]:
@@ -160,7 +180,7 @@ def _draw(path: Path, rows: Sequence[Mapping[str, Any]], place: str, across: str
         for name, of_name in by_name.items()
     }
     places = list(dict.fromkeys(row[place] for row in rows))
-    draw_curves(path, places, bands, across=across, up="PSNR of the query (dB), higher is better")
+    draw_curves(path, places, bands, across=across, up="PSNR of the query (dB),\nhigher is better")
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -28,6 +28,7 @@ from jaxmeta.objectives import projection_loss
 from jaxmeta.samples import Samples, grid_points, values_at
 from jaxmeta.signals import Evaluated, Kind, Protocol, Signal, Split
 from jaxmeta.tomography import Scan, even_angles, project
+from jaxmeta.words import counted
 
 _NUM_POINTS = 1024
 
@@ -120,6 +121,18 @@ class CTConfig(Kind):
         scan = Scan(np.asarray(projections), np.broadcast_to(angles, (len(ids), len(angles))))
         return Split(ids, Scene(scan, density), density.shape[1:], content)
 
+    def notes(self, support: Sequence[int], query: int) -> tuple[str, str]:
+        """Returns the number of projections; the query is the slice."""
+        return counted(len(support), "projection"), ""
+
+    def explanation(self, support: Sequence[int]) -> str:
+        """Returns what a sinogram is."""
+        return (
+            "The support is a sinogram: a band for each projection, and so for each direction in which rays pass "
+            "through the slice. Along a band, it is the brighter the more a ray meets. Of the slice itself the "
+            "network is given nothing."
+        )
+
     def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Picture]:
         """Draws slices.png: what comes out of each number of projections."""
         return [slices_by_views.draw_slices(out / "slices.png", done, num_scenes=num_scenes)]
@@ -155,7 +168,22 @@ class CTConfig(Kind):
             support=some_projections,
             output=output,
             query=lambda scenes, chosen, numbers: scenes.density[chosen][:, None],
+            given=lambda scene: sinogram(scene.scan.projections),
         )
+
+
+def sinogram(projections: Float[Any, "directions size"]) -> Float[np.ndarray, "size size 3"]:
+    """Returns projections as a picture: below each other a band for each, parted by white lines; the largest is white.
+
+    Of more projections than there are rows some are left out.
+    """
+    projections = np.asarray(projections)
+    count, size = projections.shape
+    rows = np.arange(size) * count // size
+    image = projections[rows] / max(projections.max(), np.finfo(np.float32).tiny)
+    if 4 * count <= size:
+        image[1:][rows[1:] != rows[:-1]] = 1
+    return np.asarray(grey(image))
 
 
 def grey(density: Float[Any, "size size"]) -> Float[Array, "size size 3"]:

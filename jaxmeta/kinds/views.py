@@ -113,6 +113,11 @@ class ViewsConfig(Kind):
         """Returns the views that training is on."""
         return list(range(self.data.num_views))
 
+    def notes(self, support: Sequence[int], query: int) -> tuple[str, str]:
+        """Returns the numbers of the first view of a support and of a query view, as the data set has them."""
+        several = f" (1 of {len(support)})" if len(support) > 1 else ""
+        return f"view {support[0]}{several}", f"view {query}"
+
     def with_one_view(self) -> "ViewsConfig":
         """Returns the config of a training from one view of each scene."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, num_views=1))
