@@ -41,7 +41,7 @@ def extremes(path: Path, shown: Exhibition) -> Picture:
         "Best and worst scenes",
         "Chosen by the mean PSNR of the learned initialisation over the scene's query, which stands at the left; "
         "below a picture is its own. The darker a place in the heat maps, the more it is off, black from half the "
-        "colour range on: a dark rim is a shape that does not quite fit, a dark patch a colour or a part that the "
+        "range on: a dark rim is a shape that does not quite fit, a dark patch a colour or a part that the "
         "support did not tell.",
     )
 

@@ -58,15 +58,26 @@ def lead(content: Mapping[str, Any], num_scenes: int) -> str:
 
 
 def _support_in_words(content: Mapping[str, Any], count: int) -> str:
+    supports, names = content["protocol"]["supports"], _names(content["training"])
+    if names and count == 1 and supports:
+        return f"the {names[supports[0][0]]}"
     return counted(count, units(content["training"])[0])
 
 
 def _query_in_words(content: Mapping[str, Any]) -> str:
-    """Returns what was scored, where that can be said: views that were not fitted, or the part that was."""
-    plan, kind = content["protocol"], content["training"].get("kind", "views")
+    """Returns what was scored, where that can be said: views that were not fitted, a part, or the one that was."""
+    plan, kind, names = content["protocol"], content["training"].get("kind", "views"), _names(content["training"])
     if kind == "views":
         return " on other views"
-    return " on the same part" if kind != "ct" and set(plan["query"]) <= set(plan["supports"][0]) else ""
+    if kind == "ct" or plan["draws"]:
+        return ""
+    if set(plan["query"]) <= set(plan["supports"][0]):
+        return " on the same part"
+    return f" on the {names[plan['query'][0]]} of each" if names else ""
+
+
+def _names(training: Mapping[str, Any]) -> tuple[str, ...]:
+    return KINDS[training.get("kind", "views")].names
 
 
 def algorithm(training: Mapping[str, Any]) -> str:
@@ -114,7 +125,7 @@ def _views(plan: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, st
     if plan["draws"]:
         pairs = counted(plan["draws"], "random pair")
         return {f"{support}s": f"{pairs} of a support and a query {query} for each scene"}
-    names = dict(enumerate(KINDS[training.get("kind", "views")].names))
+    names = dict(enumerate(_names(training)))
 
     def listed(views: Iterable[int]) -> str:
         return _listed(names.get(view, view) for view in views)
@@ -189,5 +200,5 @@ def _listed(values: Iterable[Any]) -> str:
 
 def class_of(training: Mapping[str, Any]) -> str:
     """Returns what was learned, of a run's config: the class of scenes, or the kind of signal."""
-    data = training["data"]
-    return data.get("class_name") or training["kind"]
+    kinds = {"ct": "CT slices", "images": "pictures"}
+    return str(training["data"].get("class_name") or kinds.get(training["kind"]) or training["kind"])

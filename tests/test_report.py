@@ -112,6 +112,22 @@ def test_the_lead_tells_what_was_found():
     assert alone.endswith("of a scene not seen before, the learned initialisation reaches 22.2 dB on other views.")
 
 
+@pytest.mark.parametrize(
+    ("kind", "plan", "fitted", "scored"),
+    [
+        ("ct", {"supports": [[5]], "query": [0]}, "1 projection", ""),
+        ("images", {"supports": [[0]], "query": [0]}, "the whole", " on the same part"),
+        ("images", {"supports": [[1]], "query": [2]}, "the left half", " on the right half of each"),
+    ],
+)
+def test_the_lead_names_what_was_fitted_and_scored(kind, plan, fitted, scored):
+    found = content()
+    found["training"]["kind"] = kind
+    found["protocol"] |= plan
+    assert f"to {fitted} of 3 scenes" in findings.lead(found, 3)
+    assert f"reaches 22.2 dB{scored}, the standard" in findings.lead(found, 3)
+
+
 def test_an_imported_initialisation_is_called_so():
     found = content()
     assert findings.facts(found, 3)["meta-learning"] == "2,500 meta-steps of 4 scenes, 32 inner steps; run car"
