@@ -134,7 +134,9 @@ class CTConfig(Kind):
         )
 
     def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Picture]:
-        """Draws slices.png: what comes out of each number of projections."""
+        """Draws slices.png where there are several numbers of projections: what comes out of each."""
+        if len(done.supports) < 2:
+            return []
         return [slices_by_views.draw_slices(out / "slices.png", done, num_scenes=num_scenes)]
 
     def assemble(self, *, size: tuple[int, int], num_rays: int | None, twice: bool = False) -> Signal:
