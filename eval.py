@@ -39,12 +39,13 @@ from jaxmeta.comparison import Shown, Starts, Subject, compare, num_fits
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import JaxmetaError, run_command
 from jaxmeta.figures import Picture
-from jaxmeta.loading import load_initialisation
+from jaxmeta.loading import imported_from, load_initialisation
 from jaxmeta.metalearning import Initialisation, Learned
 from jaxmeta.protocols import EvalConfig
 from jaxmeta.report import write_report
 from jaxmeta.results import Outcome
 from jaxmeta.signals import Evaluated
+from jaxmeta.words import counted
 from train import meta_learn
 
 
@@ -71,7 +72,8 @@ def main() -> None:
     starts = initialisations(wanted, settings, learned, mesh)
     subject = Subject(signal, split.scenes, len(split.ids), num_views)
     ready, compiled_before = time.perf_counter(), compiled()
-    print(f"fitting {len(split.ids)} scenes from {len(next(iter(starts.values())))} initialisations", flush=True)
+    num_starts = len(next(iter(starts.values())))
+    print(f"fitting {counted(len(split.ids), 'scene')} from {counted(num_starts, 'initialisation')}", flush=True)
     with tqdm(total=num_fits(plan, starts, len(split.ids)), unit="fit", disable=None) as bar:
         outcomes, shown = compare(subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=bar.update)
     seconds = {
@@ -82,7 +84,7 @@ def main() -> None:
     about = {
         "protocol": plan._asdict(),
         "evaluation": config.as_dict(wanted),
-        "training": config.as_dict(settings) | {"step": step},
+        "training": config.as_dict(settings) | {"step": step, "imported": imported_from(wanted.run)},
         "versions": checkpoints.versions(),
         "devices": devices.describe(),
         "seconds": seconds,
@@ -91,7 +93,7 @@ def main() -> None:
     optimiser, seed = protocols.inner_optimiser(plan), wanted.seeds[0]
     done = Evaluated(signal, split, plan.supports, plan.stages, optimiser, starts[seed], seed=seed, mesh=mesh)
     made = draw(out, settings, done, shown, num_scenes=wanted.figure_scenes) if wanted.figure_scenes else []
-    curves = pictures.write_curves(out, content["summary"])
+    curves = pictures.write_curves(out, content["summary"], kind.units[0])
     write_report(out / "report.html", content, num_scenes=len(split.ids), curves=curves, pictures=made)
     print(f"results are in {out}; open {out / 'report.html'}")
     report_failures(outcomes, strict=wanted.strict)
@@ -143,7 +145,7 @@ def draw(out: Path, settings: TrainConfig, done: Evaluated, shown: Shown, *, num
     """Writes the pictures of an evaluation, of so many scenes."""
     print("drawing the pictures", flush=True)
     kind, signal, size = settings.signal, done.signal, turntable.film_size(*done.split.size)
-    exhibition = pictures.exhibition(done.split.ids, done.stages, shown, signal)
+    exhibition = pictures.exhibition(kind, signal, done.split, done.stages, shown)
     made = pictures.write_pictures(out, signal, exhibition, span=kind.span, num_scenes=num_scenes)
     made += kind.draw(out, done, num_scenes=num_scenes)
     film = assemble(settings, size=size, num_rays=settings.inner.num_rays).render_pose
@@ -166,12 +168,12 @@ def write_results(
     runfiles.write_atomically(out / "results.json", runfiles.to_json(content))
     runfiles.write_atomically(out / "results.csv", results.to_csv(rows))
     print(tables.heading(about, len(ids), outcomes))
-    counts = list(dict.fromkeys(row["support_views"] for row in summary))
+    counts, unit = list(dict.fromkeys(row["support_views"] for row in summary)), tables.units(about["training"])[0]
     of_first = ([row for row in some if row["support_views"] == counts[0]] for some in (summary, paired))
     print(tables.of_stages(*of_first))
     if len(counts) > 1:
-        print(tables.of_view_counts(summary))
-    print(tables.of_speed(adaptation, about["seconds"]))
+        print(tables.of_view_counts(summary, unit))
+    print(tables.of_speed(adaptation, about["seconds"], unit))
     return content
 
 

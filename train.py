@@ -35,6 +35,7 @@ from jaxmeta.metalearning import Initialisation, MetaState
 from jaxmeta.presets import PRESETS
 from jaxmeta.signals import Signal, Split
 from jaxmeta.training import Progress, TrainSteps
+from jaxmeta.words import counted
 
 MAX_BAD_STEPS = 10
 """So many meta-steps in a row in which every scene diverged end a run."""
@@ -96,7 +97,8 @@ def train(
     first, total = int(state.step), settings.outer.num_steps
     quiet = not devices.is_main_process()
     if not quiet:
-        print(f"{len(split.ids)} scenes, {devices.describe()}, meta-steps {first} to {total}, in {settings.run}")
+        scenes = counted(len(split.ids), "scene")
+        print(f"{scenes}, {devices.describe()}, meta-steps {first} to {total}, in {settings.run}")
 
     def validated(before: int, after: int) -> bool:
         return validate is not None and due(before, after, settings.validation.every, total)

@@ -331,8 +331,9 @@ def main(args: list[str] | None = None) -> None:
             list(
                 tqdm(
                     pool.map(partial(make_scene, config), range(config.num_scenes)),
-                    "scenes",
+                    "drawing",
                     config.num_scenes,
+                    unit="scene",
                     disable=None,
                 )
             )

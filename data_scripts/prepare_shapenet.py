@@ -24,6 +24,7 @@ from jaxmeta.data.scenes import NAME
 from jaxmeta.data.shapenet import write_splits
 from jaxmeta.data.transforms import read_json
 from jaxmeta.errors import InputError, run_command
+from jaxmeta.words import counted
 
 SPLITS = ("train", "val", "test")
 
@@ -88,8 +89,8 @@ def prepare_class(archive_path: Path, splits_path: Path, config: Config) -> None
     counts = ", ".join(f"{len(ids)} {split}" for split, ids in kept.items())
     listed, ignored = sum(map(len, kept.values())), len(entries) - sum(map(len, scenes.values()))
     print(
-        f"{config.out / class_name}: {len(scenes)} scenes: {counts}, {len(scenes) - listed} in no split; "
-        f"{sum(map(len, splits.values())) - listed} listed but missing; {ignored} other files ignored"
+        f"{config.out / class_name}: {counted(len(scenes), 'scene')}: {counts}, {len(scenes) - listed} in no split; "
+        f"{sum(map(len, splits.values())) - listed} listed but missing; other files ignored: {ignored}"
     )
 
 
@@ -132,7 +133,7 @@ def unpack(archive: zipfile.ZipFile, scenes: Scenes, out: Path, class_name: str)
     todo = [scene_id for scene_id in scenes if not (unfinished / scene_id).is_dir()]
     check_disk(unfinished, (entry for scene_id in todo for entry in scenes[scene_id]))
     partial = unfinished / ".scene"
-    for scene_id in tqdm(todo, class_name, disable=None):
+    for scene_id in tqdm(todo, class_name, unit="scene", disable=None):
         shutil.rmtree(partial, ignore_errors=True)
         for entry in scenes[scene_id]:
             extract(archive, entry, partial / PurePosixPath(entry.filename).name)
@@ -165,7 +166,7 @@ def _present(
     missing = [scene_id for ids in splits.values() for scene_id in ids if scene_id not in scenes]
     if missing and (not drop or len(missing) == sum(map(len, splits.values()))):
         raise InputError(
-            f"{splits_path} lists {len(missing)} scenes that {archive_path} lacks, such as {missing[0]!r}; "
+            f"{splits_path} lists {counted(len(missing), 'scene')} that {archive_path} lacks, such as {missing[0]!r}; "
             "take the pair that belongs together, or pass --on-missing-scene drop if a few are missing"
         )
     return {split: [scene_id for scene_id in ids if scene_id in scenes] for split, ids in splits.items()}

@@ -36,6 +36,7 @@ from jaxmeta.data.scenes import NAME
 from jaxmeta.data.shapenet import write_scene, write_splits
 from jaxmeta.data.transforms import read_json
 from jaxmeta.errors import InputError, run_command
+from jaxmeta.words import counted
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".off", ".stl", ".dae")
 CAMERA_ANGLE_X = 0.6911112
@@ -173,7 +174,8 @@ def render_class(models: Sequence[Model], out: Path, class_name: str, options: O
     bad = set()
     with worker_map(options.workers) as mapping:
         problems = mapping(partial(_render_model, folder=folder, options=options), todo)
-        for model, problem in zip(todo, tqdm(problems, "scenes", len(todo), smoothing=0, disable=None), strict=True):
+        told = tqdm(problems, "rendering", len(todo), unit="scene", smoothing=0, disable=None)
+        for model, problem in zip(todo, told, strict=True):
             if problem and options.on_bad_mesh == "error":
                 raise InputError(f"{problem}; --on-bad-mesh skip leaves such files out")
             if problem:
@@ -182,7 +184,8 @@ def render_class(models: Sequence[Model], out: Path, class_name: str, options: O
     splits = split_scenes({model.scene_id: model.group for model in models if model.scene_id not in bad}, options)
     write_splits(out, class_name, splits)
     counts = ", ".join(f"{len(ids)} {split}" for split, ids in splits.items())
-    print(f"{folder}: {counts} scenes of {options.num_views} views; {len(bad)} broken meshes skipped")
+    scenes, views = counted(sum(map(len, splits.values())), "scene"), counted(options.num_views, "view")
+    print(f"{folder}: {scenes} of {views}, {counts}; broken meshes skipped: {len(bad)}")
     return splits
 
 
@@ -209,8 +212,8 @@ def split_scenes(groups: Mapping[str, str], options: Options) -> dict[str, list[
     wanted = {"train": 1, "val": options.val_fraction, "test": options.test_fraction}
     if any(wanted[split] and not ids for split, ids in splits.items()):
         raise InputError(
-            f"{len(groups)} models in {len(members)} groups cannot fill train, val and test; give more models, "
-            "--group-by none if each is a design of its own, or --val-fraction 0 --test-fraction 0"
+            f"{counted(len(groups), 'model')} in {counted(len(members), 'group')} cannot fill train, val and test; "
+            "give more models, --group-by none if each is a design of its own, or --val-fraction 0 --test-fraction 0"
         )
     return {split: sorted(ids) for split, ids in splits.items()}
 

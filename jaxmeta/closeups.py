@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from jaxmeta.figures import Cell, Picture, Scale, image_grid
-from jaxmeta.gallery import PAIR, Exhibition, item, num_items, steps, support_title
+from jaxmeta.gallery import PAIR, Exhibition, item, num_items, steps
 from jaxmeta.metalearning import Params
 from jaxmeta.rendering import Rendering
 
-ERROR = Scale("absolute error\n(share of the colour range)", 0, 0.5, "magma_r")
+ERROR = Scale("absolute error\n(share of the range)", 0, 0.5, "magma_r")
 OPACITY = Scale("opacity\n(share of the light)", 0, 1, "gray_r")
 
 
@@ -26,13 +26,13 @@ def extremes(path: Path, shown: Exhibition) -> Picture:
     places |= {scene: "worst" for scene in order[-each:] if scene not in places}
     names, rows = [name for name in PAIR if name in shown.fits], []
     for scene in places:
-        target = shown.wanted(shown.query, scene, middle)
+        target = shown.wanted(scene, middle)
         seen = [shown.seen(name, scene, middle) for name in names]
-        rows.append([shown.wanted(shown.support, scene, 0), target, *seen, *(_error(cell, target) for cell in seen)])
+        rows.append([shown.support_cell(scene), target, *seen, *(_error(cell, target) for cell in seen)])
     image_grid(
         path,
         rows,
-        column_titles=[support_title(shown), "target", *names, *names],
+        column_titles=["support", "target", *names, *names],
         row_titles=[f"{place}\n{shown.ids[scene]}\n{score[scene]:.1f} dB" for scene, place in places.items()],
         groups={"": 2, f"after {steps(shown.stages[-1])}": len(names), "error": len(names)},
     )
@@ -41,7 +41,7 @@ def extremes(path: Path, shown: Exhibition) -> Picture:
         "Best and worst scenes",
         "Chosen by the mean PSNR of the learned initialisation over the scene's query, which stands at the left; "
         "below a picture is its own. The darker a place in the heat maps, the more it is off, black from half the "
-        "colour range on: a dark rim is a shape that does not quite fit, a dark patch a colour or a part that the "
+        "range on: a dark rim is a shape that does not quite fit, a dark patch a colour or a part that the "
         "support did not tell.",
     )
 
@@ -88,9 +88,9 @@ def geometry(
       far: the largest.
     """
     distance, middle = Scale("distance\n(scene units)", near, far, "viridis_r"), num_items(shown.query) // 2
-    names, rows = [name for name in reversed(PAIR) if name in shown.fits], []
+    names, rows = [name for name in PAIR if name in shown.fits], []
     for scene in scenes:
-        row = [shown.wanted(shown.query, scene, middle)]
+        row = [shown.wanted(scene, middle)]
         for name in names:
             seen = render(shown.field(name, scene), item(shown.query, scene, middle))
             row.append(Cell(np.asarray(seen.rgb)))

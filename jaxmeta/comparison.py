@@ -45,9 +45,8 @@ class Shown(NamedTuple):
 
     fits: dict[str, Fit]
     """By initialisation."""
-    support: Any
-    """As query items."""
-    query: Any
+    tasks: Tasks
+    """What they were fitted to and scored on."""
 
 
 def score_function(signal: Signal, mesh: Mesh) -> ScoreTasks:
@@ -100,9 +99,7 @@ def compare(
             )
             outcomes += [_outcome(name, seed, tasks, fit) for name, fit in fits.items()]
             if shown is None:
-                first = first_draws(tasks, subject.num_scenes)
-                items = [signal.query(subject.data, first.scenes, views) for views in (first.support, first.query)]
-                shown = Shown(fits, *items)
+                shown = Shown(fits, first_draws(tasks, subject.num_scenes))
     if shown is None:
         raise ValueError("there is no initialisation to compare")
     return outcomes, shown

@@ -60,7 +60,7 @@ def _mark_places(axes: Axes, places: Sequence[int]) -> None:
     axes.set_xscale("symlog", linthresh=1)
     # As the axis has it: straight up to 1, from there on by powers of ten.
     along = {place: min(place, 1) + np.log10(max(place, 1)) for place in places}
-    room = 0.08 * max(along[places[-1]] - along[places[0]], 1e-9)
+    room = 0.1 * max(along[places[-1]] - along[places[0]], 1e-9)
     numbered: list[int] = []
     for place in sorted(places, key=lambda place: (place not in (places[0], places[-1]), str(place).strip("10") != "")):
         if all(abs(along[place] - along[other]) >= room for other in numbered):

@@ -22,10 +22,14 @@ Image = Float[np.ndarray, "height width"] | Float[np.ndarray, "height width 1"] 
 
 COLOURS = {"learned": "#0072B2", "standard": "#D55E00"}
 """Of the initialisations that every evaluation has."""
+CHANNELS = ("#444444", "#E69F00", "#56B4E9")
+"""Of the channels of a curve."""
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DPI = 200
 LINE, COLOUR_BAR = 0.14, 0.58
 """Heights in inches: of a line of a title, of the strip that holds the colour bars."""
+CURVE_ASPECT = 0.6
+"""Height of a curve over its width."""
 
 
 class Picture(NamedTuple):
@@ -53,7 +57,8 @@ class Cell(NamedTuple):
     """One picture of a grid."""
 
     image: Any
-    """An `Image`; colours and greys in [0, 1] unless there is a scale."""
+    """An `Image`; colours and greys in [0, 1] unless there is a scale. What is one pixel high is a signal over one
+    dimension, such as a sound, and is drawn as a curve."""
     note: str = ""
     """Stands below the picture."""
     scale: Scale | None = None
@@ -105,7 +110,9 @@ def image_grid(
         for column, cell in enumerate(cells):
             _draw(_axes(figure, layout, layout.lefts[column], layout.tops[row]), cell)
         middle = layout.tops[row] + layout.cell[1] / 2
-        _text(figure, layout, layout.lefts[0] - 0.08, middle, titles[row], ha="right", va="center", fontsize=7)
+        named = (COLOURS[line.rstrip(",")] for line in titles[row].split("\n") if line.rstrip(",") in COLOURS)
+        style = {"ha": "right", "va": "center", "fontsize": 7, "color": next(named, "black")}
+        _text(figure, layout, layout.lefts[0] - 0.08, middle, titles[row], **style)
     for left, title in zip(layout.lefts, headers, strict=True):
         # Line by line from below, so that all last lines stand on one level.
         for above, line in enumerate(reversed(title.split("\n"))):
@@ -132,7 +139,7 @@ def _layout(
     cell_width: float,
 ) -> _Layout:
     height, width = rows[0][0].image.shape[:2]
-    cell = (cell_width, cell_width * height / width)
+    cell = (cell_width, cell_width * (CURVE_ASPECT if height == 1 else height / width))
     longest = max(len(line) for title in row_titles for line in title.split("\n"))
     left = 0.08 + (0.058 * longest + 0.08 if longest else 0)
     lines = max(title.count("\n") + 1 for title in column_titles)
@@ -170,9 +177,13 @@ def _draw(axes: Axes, cell: Cell) -> None:
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
     if cell.scale:
-        axes.imshow(image, cmap=cell.scale.colours, vmin=cell.scale.low, vmax=cell.scale.high)
+        axes.imshow(image, cmap=cell.scale.colours, vmin=cell.scale.low, vmax=cell.scale.high, aspect="auto")
+    elif len(image) == 1:
+        for channel, colour in zip(np.atleast_2d(image[0].T), CHANNELS, strict=False):
+            axes.plot(channel, color=colour, linewidth=0.8)
+        axes.set(xlim=(0, image.shape[1] - 1), ylim=(-0.05, 1.05))
     else:
-        axes.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1, aspect="auto")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color="0.8", linewidth=0.5)
     if cell.note:

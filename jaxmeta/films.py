@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from jaxmeta.figures import colours
 
@@ -39,14 +39,19 @@ def compose(
     return np.stack(
         [
             _frame({name: (film.rgb[index], float(film.psnr[index])) for name, film in films.items()}, support,
-                   told[index], told[-1], (index + 1) / len(told))
+                   told[index], told[-1], index + 1, len(told))
             for index in range(len(told))
         ]
     )  # fmt: skip
 
 
 def _frame(
-    panels: Mapping[str, tuple[np.ndarray, float]], support: np.ndarray, step: int, last_step: int, along: float
+    panels: Mapping[str, tuple[np.ndarray, float]],
+    support: np.ndarray,
+    step: int,
+    last_step: int,
+    number: int,
+    num_frames: int,
 ) -> UInt8[np.ndarray, "high wide 3"]:
     by_name = colours(list(panels))
     width = MARGIN + (PANEL + MARGIN) * (len(panels) + 1)
@@ -55,7 +60,7 @@ def _frame(
     draw = ImageDraw.Draw(picture)
     title, text = ImageFont.load_default(18), ImageFont.load_default(16)
     shown = [("support view", "given", support, "#444444")] + [
-        (name, f"{score:.1f} dB", image, by_name[name]) for name, (image, score) in panels.items()
+        (name, f"PSNR {score:.1f} dB", image, by_name[name]) for name, (image, score) in panels.items()
     ]
     for place, (name, note, image, colour) in enumerate(shown):
         left = MARGIN + place * (PANEL + MARGIN)
@@ -63,23 +68,28 @@ def _frame(
         picture.paste(_panel(image), (left, HEADER))
         draw.rectangle((left - 1, HEADER - 1, left + PANEL, HEADER + PANEL), outline="#c8c8c8")
         draw.text((left + PANEL / 2, HEADER + PANEL + 15), note, fill="#222222", font=text, anchor="mm")
-    _draw_progress(draw, width, step, last_step, along, text)
+    told = f"{step:,} of {last_step:,} gradient steps"
+    _draw_progress(draw, width, told, number, num_frames, text)
     return np.asarray(picture)
 
 
 def _panel(image: np.ndarray) -> Image.Image:
+    """Returns an image as large as a panel allows, in its middle."""
     pixels = np.round(255 * np.clip(np.asarray(image), 0, 1)).astype(np.uint8)
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    return Image.fromarray(np.ascontiguousarray(pixels)).resize((PANEL, PANEL), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    return ImageOps.pad(picture, (PANEL, PANEL), Image.Resampling.BICUBIC, color="white")
 
 
-def _draw_progress(draw: ImageDraw.ImageDraw, width: int, step: int, last_step: int, along: float, font: Any) -> None:
-    top = HEADER + PANEL + 34
-    told = f"{step:,} of {last_step:,} gradient steps"
-    draw.text((MARGIN, top + 8), told, fill="#222222", font=font, anchor="lm")
-    left, right = MARGIN + 240, width - MARGIN
-    draw.rectangle((left, top + 6, right, top + 10), fill="#e0e0e0")
-    draw.rectangle((left, top + 6, left + along * (right - left), top + 10), fill="#444444")
+def _draw_progress(draw: ImageDraw.ImageDraw, width: int, told: str, number: int, num_frames: int, font: Any) -> None:
+    """Writes how far the adaptation is; beside it a bar tells how far the film is, which goes on when that is done."""
+    middle = HEADER + PANEL + 42
+    draw.text((MARGIN, middle), told, fill="#222222", font=font, anchor="lm")
+    draw.text((width - MARGIN, middle), f"frame {number} of {num_frames}", fill="#222222", font=font, anchor="rm")
+    longest = round(draw.textlength(f"frame {num_frames} of {num_frames}", font=font))
+    left, right = MARGIN + 240, width - MARGIN - longest - 12
+    draw.rectangle((left, middle - 2, right, middle + 2), fill="#e0e0e0")
+    draw.rectangle((left, middle - 2, left + number / num_frames * (right - left), middle + 2), fill="#444444")
 
 
 def write_gif(path: Path, frames: UInt8[np.ndarray, "frames height width 3"], *, seconds: float) -> None:

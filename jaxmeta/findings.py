@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmeta.gallery import steps
-from jaxmeta.tables import rays_a_step
+from jaxmeta.kinds import KINDS
+from jaxmeta.tables import meta_steps, rays_a_step, units
+from jaxmeta.words import counted
 
 BASELINES = {
     "standard": "random, as the network is made",
@@ -36,7 +38,7 @@ def lead(content: Mapping[str, Any], num_scenes: int) -> str:
     rows = _of_first_count(content["summary"])
     count, last = rows[0]["support_views"], rows[-1]["steps"]
     reached = {row["initialisation"]: row["psnr_mean"] for row in rows if row["steps"] == last}
-    scenes = "a scene" if num_scenes == 1 else f"{num_scenes} scenes"
+    scenes = "a scene" if num_scenes == 1 else counted(num_scenes, "scene")
     found = (
         f"Fitted with {steps(last)} to {_support_in_words(content, count)} of {scenes} not seen before, the learned "
         f"initialisation reaches {_number(reached['learned'], '.1f')} dB{_query_in_words(content)}"
@@ -56,16 +58,26 @@ def lead(content: Mapping[str, Any], num_scenes: int) -> str:
 
 
 def _support_in_words(content: Mapping[str, Any], count: int) -> str:
-    names = {"views": "view", "ct": "projection"}
-    return f"{count} {names.get(content['training'].get('kind', 'views'), 'part')}{'s' * (count > 1)}"
+    supports, names = content["protocol"]["supports"], _names(content["training"])
+    if names and count == 1 and supports:
+        return f"the {names[supports[0][0]]}"
+    return counted(count, units(content["training"])[0])
 
 
 def _query_in_words(content: Mapping[str, Any]) -> str:
-    """Returns what was scored, where that can be said: views that were not fitted, or the part that was."""
-    plan, kind = content["protocol"], content["training"].get("kind", "views")
+    """Returns what was scored, where that can be said: views that were not fitted, a part, or the one that was."""
+    plan, kind, names = content["protocol"], content["training"].get("kind", "views"), _names(content["training"])
     if kind == "views":
         return " on other views"
-    return " on the same part" if kind != "ct" and set(plan["query"]) <= set(plan["supports"][0]) else ""
+    if kind == "ct" or plan["draws"]:
+        return ""
+    if set(plan["query"]) <= set(plan["supports"][0]):
+        return " on the same part"
+    return f" on the {names[plan['query'][0]]} of each" if names else ""
+
+
+def _names(training: Mapping[str, Any]) -> tuple[str, ...]:
+    return KINDS[training.get("kind", "views")].names
 
 
 def algorithm(training: Mapping[str, Any]) -> str:
@@ -87,27 +99,47 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
         if any(math.isfinite(row[f"{metric}_mean"]) for row in summary)
     ]
     if len({row["support_views"] for row in content["summary"]}) > 1:
-        made.append(_by_views(content["summary"]))
-    return [*made, _speed(content["adaptation"])]
+        made.append(_by_views(content["summary"], units(content["training"])[0]))
+    return [*made, _speed(content["adaptation"], units(content["training"])[0])]
 
 
 def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
     """Returns the protocol and where the numbers come from, in words."""
     plan, training, wanted = content["protocol"], content["training"], content["evaluation"]
-    drawn = f"{plan['draws']} random pairs of a support and a query view for each scene"
-    supports = "; ".join(_listed(views) for views in plan["supports"])
     return {
         "protocol": str(plan["protocol"]),
         "scenes": f"{num_scenes} of the split {wanted['split']}, class {class_of(training)}",
-        **({"views": drawn} if plan["draws"] else {"support views": supports, "query views": _listed(plan["query"])}),
+        **_views(plan, training),
         "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {rays_a_step(plan)}, "
         f"scored after {_listed(plan['stages'])} steps",
         "seeds": _listed(wanted["seeds"]),
-        "meta-learning": f"{training['step']:,} meta-steps of {training['outer']['num_scenes']} scenes, "
-        f"{training['inner']['num_steps']} inner steps; run {training['run']}",
+        "meta-learning": f"{_meta_learning(training)}; run {training['run']}",
         "made with": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
         "on": str(content["devices"]),
     }
+
+
+def _views(plan: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what was fitted and what was scored, by name or number."""
+    support, query = units(training)
+    if plan["draws"]:
+        pairs = counted(plan["draws"], "random pair")
+        return {f"{support}s": f"{pairs} of a support and a query {query} for each scene"}
+    names = dict(enumerate(_names(training)))
+
+    def listed(views: Iterable[int]) -> str:
+        return _listed(names.get(view, view) for view in views)
+
+    scored = listed(plan["query"]) if query == support else f"the {query}"
+    return {f"support {support}s": "; ".join(map(listed, plan["supports"])), f"query {query}s": scored}
+
+
+def _meta_learning(training: Mapping[str, Any]) -> str:
+    """Returns how the initialisation was learned, or where it was imported from: what it went through is not known."""
+    if training.get("imported"):
+        return f"{meta_steps(training)} from {training['imported']}"
+    scenes, inner = counted(training["outer"]["num_scenes"], "scene"), training["inner"]["num_steps"]
+    return f"{meta_steps(training)} of {scenes}, {counted(inner, 'inner step')}"
 
 
 def _of_first_count(rows: Rows) -> Rows:
@@ -127,24 +159,24 @@ def _by_steps(title: str, summary: Rows, paired: Rows, metric: str, form: str) -
     return Table(title, header, [[name, *of_name] for name, of_name in cells.items()], caption)
 
 
-def _by_views(rows: Rows) -> Table:
+def _by_views(rows: Rows, unit: str) -> Table:
     last = max(row["steps"] for row in rows)
     rows = [row for row in rows if row["steps"] == last]
     names = dict.fromkeys(row["initialisation"] for row in rows)
     counts = dict.fromkeys(row["support_views"] for row in rows)
     body = [[of, *(_cell(row, "psnr", ".2f") for row in rows if row["initialisation"] == of)] for of in names]
-    header = ["", *(f"{count} view{'s' * (count > 1)}" for count in counts)]
-    caption = f"After {steps(last)}, as above, with more support views."
-    return Table("PSNR over the number of support views, dB", header, body, caption)
+    header = ["", *(counted(count, unit) for count in counts)]
+    caption = f"After {steps(last)}, as above, with more support {unit}s."
+    return Table(f"PSNR over the number of support {unit}s, dB", header, body, caption)
 
 
-def _speed(rows: Rows) -> Table:
+def _speed(rows: Rows, unit: str) -> Table:
     body = [
         [row["initialisation"], str(row["support_views"]), _number(row["seconds_per_adaptation"], ".3f"),
          _number(row["steps_until_near"], "g")]
         for row in rows
     ]  # fmt: skip
-    header = ["", "support views", "seconds an adaptation", "steps until within 0.5 dB of the end"]
+    header = ["", f"support {unit}s", "seconds an adaptation", "steps until within 0.5 dB of the end"]
     caption = "Seconds are one scene's share of its batch, for all steps; steps are the median over scenes."
     return Table("Speed", header, body, caption)
 
@@ -168,5 +200,5 @@ def _listed(values: Iterable[Any]) -> str:
 
 def class_of(training: Mapping[str, Any]) -> str:
     """Returns what was learned, of a run's config: the class of scenes, or the kind of signal."""
-    data = training["data"]
-    return data.get("class_name") or training["kind"]
+    kinds = {"ct": "CT slices", "images": "pictures"}
+    return str(training["data"].get("class_name") or kinds.get(training["kind"]) or training["kind"])

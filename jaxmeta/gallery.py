@@ -1,6 +1,6 @@
 """Composes the figures of an evaluation: what was given, what was wanted, what each initialisation made of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxmeta.evaluation import Fit, Predict, Target
 from jaxmeta.figures import Cell, Picture, image_grid
+from jaxmeta.words import counted
 
 PAIR = ("standard", "learned")
 """What is always compared."""
@@ -23,10 +24,16 @@ class Exhibition(NamedTuple):
     """
 
     ids: Sequence[str]
+    given: Callable[[int], Any]
+    """`scene -> picture` of what its field was adapted to."""
     support: Any
-    """What the fields were adapted to, as items."""
+    """The views that the fields were adapted to, as items; None where there is no such thing."""
     query: Any
-    """Held-out items."""
+    """Held-out items, or what is pictured in their place."""
+    notes: Callable[[int, int], tuple[str, str]]
+    """`(scene, index) -> what stands below the picture of the support and of that query item`."""
+    explanation: str
+    """What else a reader must know of the pictures."""
     fits: Mapping[str, Fit]
     """Of all scenes, by initialisation; one is called "learned"."""
     stages: Sequence[int]
@@ -43,9 +50,13 @@ class Exhibition(NamedTuple):
         image = self.predict(self.field(name, scene, stage), item(self.query, scene, index))
         return Cell(np.asarray(image), f"{self.fits[name].scores.psnr[scene, stage, index]:.1f} dB")
 
-    def wanted(self, items: Any, scene: int, index: int) -> Cell:
-        """Returns what an item should look like."""
-        return Cell(np.asarray(self.target(item(items, scene, index))))
+    def support_cell(self, scene: int) -> Cell:
+        """Returns what a field was adapted to, with its name."""
+        return Cell(np.asarray(self.given(scene)), self.notes(scene, 0)[0])
+
+    def wanted(self, scene: int, index: int) -> Cell:
+        """Returns what a query item should look like, with its name."""
+        return Cell(np.asarray(self.target(item(self.query, scene, index))), self.notes(scene, index)[1])
 
     def psnr(self, name: str) -> np.ndarray:
         """Returns each scene's PSNR after the last step, in dB: the mean over its query items."""
@@ -72,48 +83,46 @@ def comparison(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
     middle, stages = num_items(shown.query) // 2, spread(len(shown.stages), MOST_STAGES)
     names = [name for name in PAIR if name in shown.fits]
     rows = [
-        [shown.wanted(shown.support, scene, 0), shown.wanted(shown.query, scene, middle)]
+        [shown.support_cell(scene), shown.wanted(scene, middle)]
         + [shown.seen(name, scene, middle, stage) for name in names for stage in stages]
         for scene in scenes
     ]
     image_grid(
         path,
         rows,
-        column_titles=[support_title(shown), "target"]
-        + [steps(shown.stages[stage]) for _ in names for stage in stages],
+        column_titles=["support", "target"] + [steps(shown.stages[stage]) for _ in names for stage in stages],
         row_titles=[shown.ids[scene] for scene in scenes],
         groups={"": 2} | {name: len(stages) for name in names},
     )
-    return Picture(
-        path,
-        "The same scenes from two starting points",
+    caption = (
         "Each row is a scene that was not in the training. The network is given the support alone, and is asked for "
-        "the target. Compare the columns with equal numbers of steps; below each picture is "
-        "its PSNR.",
+        "the target. Compare the columns with equal numbers of steps; below each picture is its PSNR, of which more "
+        f"is better. {shown.explanation}"
     )
+    return Picture(path, "The same scenes from two starting points", caption.rstrip())
 
 
 def novel_views(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
-    """Draws two rows per scene: its support and query items, and the same from the learned initialisation."""
-    indices = spread(num_items(shown.query), MOST_VIEWS)
+    """Draws two rows per scene: a support view and query views, and the same from the learned initialisation."""
+    indices, last = spread(num_items(shown.query), MOST_VIEWS), steps(shown.stages[-1])
     rows = []
     for scene in scenes:
         fitted = shown.predict(shown.field("learned", scene), item(shown.support, scene, 0))
-        rows.append([shown.wanted(shown.support, scene, 0)] + [shown.wanted(shown.query, scene, i) for i in indices])
+        rows.append([shown.support_cell(scene)] + [shown.wanted(scene, index) for index in indices])
         rows.append([Cell(np.asarray(fitted))] + [shown.seen("learned", scene, index) for index in indices])
-    last = steps(shown.stages[-1])
     image_grid(
         path,
         rows,
-        column_titles=["given", *(str(number) for number in range(1, len(indices) + 1))],
+        column_titles=[""] * (1 + len(indices)),
         row_titles=[title for scene in scenes for title in (shown.ids[scene], f"learned,\n{last}")],
         groups={"support": 1, "query": len(indices)},
     )
     return Picture(
         path,
-        "What was asked for",
-        "Two rows per scene: the truth, and below it what the learned initialisation makes of the support after "
-        f"{last}. What the support does not show comes from what was learned about the class.",
+        "Views that were asked for",
+        "Two rows per scene: the truth, with the number that each view has in the data set, and below it what the "
+        f"learned initialisation makes of the support after {last}. What the support does not show comes from what was "
+        "learned about the class.",
     )
 
 
@@ -121,14 +130,13 @@ def baselines(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
     """Draws a row per scene: a query item, and what every initialisation makes of it at the end."""
     middle, names = num_items(shown.query) // 2, list(shown.fits)
     rows = [
-        [shown.wanted(shown.support, scene, 0), shown.wanted(shown.query, scene, middle)]
-        + [shown.seen(name, scene, middle) for name in names]
+        [shown.support_cell(scene), shown.wanted(scene, middle)] + [shown.seen(name, scene, middle) for name in names]
         for scene in scenes
     ]
     image_grid(
         path,
         rows,
-        column_titles=[support_title(shown), "target", *(name.replace(" ", "\n", 1) for name in names)],
+        column_titles=["support", "target", *(name.replace(" ", "\n", 1) for name in names)],
         row_titles=[shown.ids[scene] for scene in scenes],
         groups={"": 2, f"after {steps(shown.stages[-1])}": len(names)},
     )
@@ -141,10 +149,4 @@ def baselines(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
 
 def steps(count: int) -> str:
     """Returns a number of steps in words."""
-    return "1 step" if count == 1 else f"{count:,} steps"
-
-
-def support_title(shown: Exhibition) -> str:
-    """Returns the title of the column that shows the support."""
-    count = num_items(shown.support)
-    return "support view" if count == 1 else f"support view\n(1 of {count})"
+    return counted(count, "step")

@@ -38,3 +38,9 @@ def load_initialisation(
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint yet; let train.py go on, or run it first")
     return int(found.state.step), jax.tree.map(jnp.asarray, jax.device_get(found.state.params))
+
+
+def imported_from(run: Path) -> str | None:
+    """Returns in words what the initialisation of a run was imported from; None where train.py learned it."""
+    with checkpoints.open_checkpoints(run, read_only=True) as saved:
+        return checkpoints.newest_meta(saved).get("imported")

@@ -17,7 +17,8 @@ from jaxmeta.figures import Picture
 from jaxmeta.gallery import Exhibition
 from jaxmeta.metalearning import Params
 from jaxmeta.rendering import Rendering
-from jaxmeta.signals import Signal
+from jaxmeta.signals import Kind, Signal, Split
+from jaxmeta.words import counted
 
 MOST_SCENES = 3
 """So many scenes are looked at closely."""
@@ -42,7 +43,8 @@ def write_pictures(
     made = [gallery.comparison(out / "comparison.png", shown, scenes)]
     if set(shown.fits) - set(gallery.PAIR):
         made.append(gallery.baselines(out / "baselines.png", shown, few))
-    made.append(gallery.novel_views(out / "novel_views.png", shown, few))
+    if signal.render_pose:
+        made.append(gallery.novel_views(out / "novel_views.png", shown, few))
     made.append(closeups.extremes(out / "extremes.png", shown))
     if signal.render_pose:
         render = closeup_function(signal.render_pose)
@@ -85,10 +87,29 @@ def write_film(
     )
 
 
-def exhibition(ids: Sequence[str], stages: Sequence[int], shown: Shown, signal: Signal) -> Exhibition:
+def exhibition(kind: Kind, signal: Signal, split: Split, stages: Sequence[int], shown: Shown) -> Exhibition:
     """Returns what the pictures choose from, with compiled functions."""
-    predict = within_memory(lambda rays: jax.jit(partial(signal.predict, rays_per_chunk=rays)))
-    return Exhibition(ids, shown.support, shown.query, shown.fits, stages, predict, signal.target)
+    scenes, support, query = shown.tasks
+    items = None if signal.given else signal.query(split.scenes, scenes, support)
+    fitted = signal.support(split.scenes, scenes, support) if signal.given else None
+
+    def given(scene: int) -> Any:
+        if signal.given:
+            return signal.given(jax.tree.map(lambda leaf: leaf[scene], fitted))
+        return signal.target(gallery.item(items, scene, 0))
+
+    return Exhibition(
+        ids=split.ids,
+        given=given,
+        support=items,
+        query=signal.query(split.scenes, scenes, kind.pictured(query)),
+        notes=lambda scene, index: kind.notes(support[scene].tolist(), int(query[scene, index])),
+        explanation=kind.explanation(support[0].tolist()),
+        fits=shown.fits,
+        stages=stages,
+        predict=within_memory(lambda rays: jax.jit(partial(signal.predict, rays_per_chunk=rays))),
+        target=signal.target,
+    )
 
 
 def closeup_function(render_pose: Callable[..., Rendering]) -> Callable[[Params, Any], Rendering]:
@@ -116,35 +137,37 @@ def film_function(
     return within_memory(make)
 
 
-def write_curves(out: Path, summary: Sequence[Mapping[str, Any]]) -> list[Picture]:
+def write_curves(out: Path, summary: Sequence[Mapping[str, Any]], unit: str) -> list[Picture]:
     """Draws the PSNR over inner steps and, where there are several, over numbers of support views.
 
     Args:
       out: the folder; psnr.png and support_views.png are written.
       summary: from `results.summary`.
+      unit: what the views of a support are called.
     """
     counts, last = sorted({row["support_views"] for row in summary}), max(row["steps"] for row in summary)
     path = out / "psnr.png"
     _draw(path, [row for row in summary if row["support_views"] == counts[0]], "steps", "inner steps")
+    given = counted(counts[0], f"support {unit}")
     made = [
         Picture(
             path,
             "How fast a scene is fitted",
-            f"PSNR over the number of gradient steps with {_views(counts[0])}: the mean over scenes and its 95 % "
-            "interval. What a curve has at 0 steps is known before the scene was seen. Where a curve falls again, "
-            "the field fits the support at the cost of the rest.",
+            f"PSNR over the number of gradient steps with {given}: the mean over scenes and its 95 % interval. What a "
+            "curve has at 0 steps is known before the scene was seen. Where a curve falls again, the field fits the "
+            "support at the cost of the rest.",
         )
     ]
     if len(counts) > 1:
         path = out / "support_views.png"
-        _draw(path, [row for row in summary if row["steps"] == last], "support_views", "support views")
+        _draw(path, [row for row in summary if row["steps"] == last], "support_views", f"support {unit}s")
         made.append(
             Picture(
                 path,
-                "What a learned start is worth in views",
-                f"PSNR after {gallery.steps(last)} over the number of support views: the mean over scenes and its 95 "
-                "% interval. Read it sideways: how many views does the standard initialisation need for what the "
-                "learned one makes of a few?",
+                f"What a learned start is worth in {unit}s",
+                f"PSNR after {gallery.steps(last)} over the number of support {unit}s: the mean over scenes and its "
+                f"95 % interval. Read it sideways: how many {unit}s does the standard initialisation need for what "
+                "the learned one makes of a few?",
             )
         )
     return made
@@ -157,15 +180,11 @@ def _draw(path: Path, rows: Sequence[Mapping[str, Any]], place: str, across: str
         for name, of_name in by_name.items()
     }
     places = list(dict.fromkeys(row[place] for row in rows))
-    draw_curves(path, places, bands, across=across, up="PSNR of the query (dB)")
+    draw_curves(path, places, bands, across=across, up="PSNR of the query (dB),\nhigher is better")
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["initialisation"] for row in rows))
-
-
-def _views(count: int) -> str:
-    return "1 support view" if count == 1 else f"{count} support views"
 
 
 def typical_scene(shown: Exhibition) -> int:

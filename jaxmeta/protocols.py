@@ -21,6 +21,7 @@ from jaxmeta import optimisers
 from jaxmeta.config import InnerConfig, check_numbers
 from jaxmeta.errors import InputError
 from jaxmeta.signals import Optimiser, Protocol
+from jaxmeta.words import counted
 
 ProtocolName = Literal["original", "learnit", "nerf-meta", "trans-inr"]
 Baseline = Literal["standard", "mean", "matched", "shuffled", "single-view", "joint"]
@@ -155,7 +156,9 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int, usual: Proto
     query = () if draws else wanted.query or _query(wanted.protocol, protocol, num_views)
     supports = () if draws else _supports(wanted, protocol, query, num_views)
     if draws and num_views < 2:
-        raise InputError(f"a support and another query view are drawn, but the scenes have {num_views} view")
+        raise InputError(
+            f"a support and another query view are drawn, but the scenes have {counted(num_views, 'view')}"
+        )
     return Plan(
         protocol=wanted.protocol or "free",
         supports=supports,
@@ -186,15 +189,17 @@ def _supports(
         raise InputError(f"--query {query} holds the support views {both}; they are not held out")
     beyond = [view for view in (*first, *query) if view >= num_views]
     if beyond:
-        raise InputError(f"--support and --query want the views {beyond}, the scenes have {num_views} views, from 0")
+        raise InputError(
+            f"--support and --query want the views {beyond}, the scenes have {counted(num_views, 'view')}, from 0"
+        )
     if protocol.even:
         evenly = ([num_views * i // count for i in range(count)] for count in wanted.view_counts)
         return tuple(map(tuple, evenly)) or (first,)
     order = (*first, *(view for view in range(num_views) if view not in {*first, *query}))
     if wanted.view_counts and wanted.view_counts[-1] > len(order):
         raise InputError(
-            f"--view-counts {wanted.view_counts}: the scenes have {num_views} views, of which {len(query)} are query "
-            f"views; {len(order)} are left"
+            f"--view-counts {wanted.view_counts}: the scenes have {counted(num_views, 'view')}, of which "
+            f"{len(query)} are for the query; {len(order)} are left"
         )
     return tuple(order[:count] for count in wanted.view_counts) or (first,)
 

@@ -74,6 +74,10 @@ class Kind:
 
     kind: ClassVar[str]
     """The name in config.json."""
+    units: ClassVar[tuple[str, str]] = ("part", "part")
+    """What the views of a support, and of a query, are called."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Of the views, by number, where they have names."""
 
     @property
     def protocol(self) -> Protocol:
@@ -103,6 +107,18 @@ class Kind:
     def span(self) -> tuple[float, float]:
         """The least and the largest distance that a picture of distances shows, in scene units."""
         return 0.0, 1.0
+
+    def pictured(self, numbers: Int[np.ndarray, "*tasks"]) -> Int[np.ndarray, "*tasks"]:
+        """Returns the views that figures show in place of those that were scored, such as the whole of a scene."""
+        return numbers
+
+    def notes(self, support: Sequence[int], query: int) -> tuple[str, str]:
+        """Returns what stands below a picture of such a support, and below one of such a query view."""
+        return "", ""
+
+    def explanation(self, support: Sequence[int]) -> str:
+        """Returns what a reader must know to understand pictures of such a support, in sentences."""
+        return ""
 
     def draw(self, out: Path, done: "Evaluated", *, num_scenes: int) -> list[Any]:
         """Draws pictures of an evaluation that other kinds do not have, of so many scenes; returns each `Picture`."""
@@ -147,5 +163,8 @@ class Signal(NamedTuple):
     """As `support`, but query items along the second axis of every array."""
     output: Callable[[Params, Any, Array], Float[Array, "*points outputs"]]
     """`(params, support, key)`: what the network itself gives at random points of a support's domain, of order one."""
+    given: Callable[[Any], Float[Any, "height width channels"]] | None = None
+    """`support -> image`: what a network was fitted to, as large as what it shows; None where a query item of the first
+    view tells it."""
     render_pose: Callable[..., Rendering] | None = None
     """Of scenes: `(params, pose, focal, rays_per_chunk=4096) -> Rendering` of a whole view, for pictures."""

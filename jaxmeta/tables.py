@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxmeta.kinds import KINDS
 from jaxmeta.results import Outcome
+from jaxmeta.words import counted
 
 _METRICS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 3)}
 """In words, and the digits shown."""
@@ -13,15 +15,27 @@ _METRICS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 3)}
 def heading(about: Mapping[str, Any], num_scenes: int, outcomes: Sequence[Outcome]) -> str:
     """Returns what the tables are of, in words."""
     plan, num_seeds = about["protocol"], len({outcome.seed for outcome in outcomes})
-    views = f"{outcomes[0].num_support} support and {outcomes[0].query.shape[1]} query views"
+    support, query = units(about["training"])
+    num_query = outcomes[0].query.shape[1]
+    views = f"{counted(outcomes[0].num_support, f'support {support}')} and {counted(num_query, f'query {query}')}"
     if plan["draws"]:
-        views = f"{plan['draws']} random pairs of a support and a query view"
+        views = f"{counted(plan['draws'], 'random pair')} of a support and a query {query}"
     return (
-        f"{num_scenes} scenes of '{about['evaluation']['split']}', {views}, {num_seeds} seed{'s' * (num_seeds > 1)}, "
-        f"{about['training']['step']} meta-steps\n"
+        f"{counted(num_scenes, 'scene')} of '{about['evaluation']['split']}', {views}, {counted(num_seeds, 'seed')}, "
+        f"{meta_steps(about['training'])}\n"
         f"protocol {plan['protocol']}: {plan['optimiser']} {plan['step_size']:g}, {rays_a_step(plan)}\n"
         "mean ± standard deviation over scenes; below it the 95 % interval of the mean\n"
     )
+
+
+def meta_steps(training: Mapping[str, Any]) -> str:
+    """Returns how long the initialisation was learned, in words, as far as that is known."""
+    return "imported" if training.get("imported") else counted(training["step"], "meta-step")
+
+
+def units(training: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns what the views of a support and of a query are called, of a run's config."""
+    return KINDS[training.get("kind", "views")].units
 
 
 def rays_a_step(plan: Mapping[str, Any]) -> str:
@@ -43,19 +57,21 @@ def of_stages(rows: Sequence[Mapping[str, Any]], paired: Sequence[Mapping[str, A
     return _table("inner steps", stages, blocks)
 
 
-def of_view_counts(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns as text the PSNR after the last stage, with a column for each number of support views."""
+def of_view_counts(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
+    """Returns as text the PSNR after the last stage, with a column for each number of support views, or other units."""
     last = max(row["steps"] for row in rows)
     rows = [row for row in rows if row["steps"] == last]
     counts = list(dict.fromkeys(row["support_views"] for row in rows))
-    return _table(f"support views, {last} steps", counts, [(row["initialisation"], "psnr", row) for row in rows])
+    return _table(
+        f"support {unit}s, {counted(last, 'step')}", counts, [(row["initialisation"], "psnr", row) for row in rows]
+    )
 
 
-def of_speed(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> str:
+def of_speed(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float], unit: str) -> str:
     """Returns as text how long an adaptation takes and how soon it is near its end, and how long everything took."""
     lines = [f"{'':<28}{'seconds per adaptation':>24}{'steps until within 0.5 dB of the end':>38}"]
     for row in rows:
-        label = f"{row['initialisation']}, {row['support_views']} view{'s' * (row['support_views'] > 1)}"
+        label = f"{row['initialisation']}, {counted(row['support_views'], unit)}"
         near = format(row["steps_until_near"], "g") if math.isfinite(row["steps_until_near"]) else "-"
         lines.append(f"{label:<28}{row['seconds_per_adaptation']:>24.4f}{near:>38}")
     fitting, compiling = seconds["fitting_and_scoring"], seconds["of_which_compilation"]

@@ -129,7 +129,7 @@ def write_turntable(
         for name in PAIR
         if name in initialisations
     }
-    frames = compose(films, shown.wanted(shown.support, scene, 0).image, told)
+    frames = compose(films, np.asarray(shown.given(scene)), told)
     write_gif(path, frames, seconds=seconds)
     write_mp4(path.with_suffix(".mp4"), frames, seconds=seconds)
     return Picture(

@@ -45,14 +45,14 @@ def test_sound_data_pass(tmp_path, check, write):
     assert check(write(tmp_path)) == [
         "train: 2 scenes, 2 sound: 2 of 2 views of 6 x 4",
         "train: cameras are 4 to 4 from the origin",
-        "test: 1 scenes, 1 sound: 1 of 2 views of 6 x 4",
+        "test: 1 scene, 1 sound: 1 of 2 views of 6 x 4",
         "test: cameras are 4 to 4 from the origin",
     ]
 
 
 def test_one_object_has_the_same_scene_in_all_splits(tmp_path, check):
     lines = check(write_blender(tmp_path))
-    assert lines[0] == "train: 1 scenes, 1 sound: 1 of 2 views of 6 x 4"
+    assert lines[0] == "train: 1 scene, 1 sound: 1 of 2 views of 6 x 4"
     assert not [line for line in lines if "error" in line or "warning" in line]
 
 
@@ -73,6 +73,48 @@ def test_all_errors_are_told_at_once(root, check):
     assert "train: 2 scenes, 0 sound: none" in check.reports[0]
 
 
+def test_all_faults_of_a_scene_are_told(root, check):
+    cameras = root / "cars" / "scene0" / "transforms.json"
+    write_images(root, 0, IMAGES[0, 0, ..., :3])
+    (root / "cars" / "scene0" / "r_1.png").unlink()
+    edit_json(cameras, lambda content: content.pop("camera_angle_x"))
+    edit_json(cameras, lambda content: content["frames"][1].pop("transform_matrix"))
+    with refused(" has 4 errors, listed above"):
+        check(root)
+    told = (
+        "transforms.json has camera_angle_x",
+        "transforms.json has a transform_matrix in frames[1]",
+        "r_0.png is RGB",
+        "r_1.png cannot be read",
+    )
+    lines = [line for line in check.reports[0].splitlines() if "error" in line]
+    for line, fault in zip(lines, told, strict=True):
+        assert line.startswith(f"train: error: cars/scene0/{fault}")
+    # A third view is missing in all three scenes; with that, six things are wrong with this one.
+    edit_json(cameras, lambda content: content["frames"][0].pop("transform_matrix"))
+    with refused(" has 8 errors, listed above"):
+        check(root, "--num-views", "3")
+    lines = [line for line in check.reports[1].splitlines() if "cars/scene0" in line]
+    assert len(lines) == 6
+    assert "transforms.json lists 2 frames, 3 are wanted" in lines[0]
+    assert lines[-1] == "train: error: and 1 more in cars/scene0"
+
+
+def test_all_faults_of_a_scene_of_srn_are_told(tmp_path, check):
+    root = write_srn(tmp_path)
+    (root / "cars_train" / "scene0" / "intrinsics.txt").write_text("1 2 three")
+    (root / "cars_train" / "scene0" / "pose" / "000000.txt").write_text("1 2 3")
+    (root / "cars_train" / "scene0" / "pose" / "000001.txt").write_text("nan " * 16)
+    (root / "cars_train" / "scene0" / "rgb" / "000001.png").write_bytes(b"")
+    with refused(" has 4 errors, listed above"):
+        check(root)
+    told = ("pose/000000.txt holds 3 numbers", "pose/000001.txt holds a number that is not finite",
+            "rgb/000001.png is not a PNG file", "intrinsics.txt holds something that is not a number")  # fmt: skip
+    lines = [line for line in check.reports[0].splitlines() if "error" in line]
+    for line, fault in zip(lines, told, strict=True):
+        assert line.startswith(f"train: error: cars_train/scene0/{fault}")
+
+
 def test_the_command_ends_with_an_exit_code(root):
     def run() -> subprocess.CompletedProcess[str]:
         flags = [root, "--num-views", "2", "--splits", "train", "test"]
@@ -83,13 +125,13 @@ def test_the_command_ends_with_an_exit_code(root):
     (root / "cars" / "scene0" / "r_1.png").write_bytes(b"")
     done = run()
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"error: {root} has 1 errors, listed above"
+    assert done.stderr.splitlines()[-1] == f"error: {root} has 1 error, listed above"
     assert "scene0/r_1.png is not a PNG file" in done.stdout
 
 
 def test_d6_sizes_that_differ_between_scenes(root, check):
     write_images(root, 0, *IMAGES[0, :, :3])
-    with refused("has 1 errors"):
+    with refused("has 1 error"):
         check(root)
     assert "1 of 2 views of 6 x 3" in check.reports[0]
     assert "1 of 2 views of 6 x 4" in check.reports[0]
@@ -97,7 +139,7 @@ def test_d6_sizes_that_differ_between_scenes(root, check):
 
 
 def test_d10_missing_split(root, check):
-    with refused("has 1 errors"):
+    with refused("has 1 error"):
         check(root, "--splits", "train", "val")
     assert "val: error: car_splits.json has no split 'val', only ['test', 'train']" in check.reports[0]
     assert "train: 2 scenes, 2 sound" in check.reports[0]
@@ -113,14 +155,14 @@ def test_d10_scenes_of_two_splits(root, check):
 def test_d10_folders_of_two_splits(tmp_path, check):
     root = write_srn(tmp_path)
     (root / "cars_test" / "scene2").rename(root / "cars_test" / "scene1")
-    with refused("has 1 errors"):
+    with refused("has 1 error"):
         check(root)
     assert "test: error: cars_test/scene1 has the id of cars_train/scene1, of split 'train'" in check.reports[0]
 
 
 def test_the_same_image_in_two_splits(root, check):
     write_images(root, 1, IMAGES[2, 0], IMAGES[0, 1])
-    assert check(root)[-1] == "warning: 2 images are the same in test and train"
+    assert check(root)[-1] == "warning: the same in test and train: 2 images"
 
 
 def test_the_same_image_twice_in_a_scene(root, check):
@@ -170,7 +212,7 @@ def test_odd_cameras(root, check):
 
 def test_rgb_is_taken_when_asked_for(tmp_path, check):
     root = write_srn(tmp_path, IMAGES[..., :3])
-    with refused("has 3 errors"):
+    with refused("has 6 errors"):
         check(root)
     assert len(check(root, "--assume-opaque")) == 4
 

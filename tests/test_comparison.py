@@ -106,8 +106,8 @@ def test_all_share_one_program(compared):
 def test_pictures_are_made_of_the_first_seed_and_number_of_views(compared):
     outcomes, shown, _ = compared
     assert list(shown.fits) == ["black", "learned"]
-    np.testing.assert_array_equal(shown.support, DATA[:, :1])
-    np.testing.assert_array_equal(shown.query, DATA[:, 3:])
+    np.testing.assert_array_equal(shown.tasks.support, [[0]] * NUM_SCENES)
+    np.testing.assert_array_equal(shown.tasks.query, [[3, 4]] * NUM_SCENES)
     np.testing.assert_array_equal(shown.fits["black"].scores.psnr, outcomes[0].scores.psnr)
     wanted = DATA[:, 0] * (1 - (1 - RATE) ** 2)
     np.testing.assert_allclose(shown.fits["black"].params["w"][:, 1], wanted, rtol=1e-5)
@@ -122,7 +122,8 @@ def test_draws_are_folded_into_views(mesh1):
     for scene in range(NUM_SCENES):
         wanted = [psnr(np.full((2, 3, 1), 0.5), DATA[scene, view]) for view in outcome.query[scene]]
         np.testing.assert_allclose(outcome.scores.psnr[scene, 0], wanted, rtol=1e-4)
-    np.testing.assert_array_equal(shown.query[:, 0], DATA[np.arange(NUM_SCENES), outcome.query[:, 0]])
+    np.testing.assert_array_equal(shown.tasks.scenes, np.arange(NUM_SCENES))
+    np.testing.assert_array_equal(shown.tasks.query[:, 0], outcome.query[:, 0])
     assert shown.fits["learned"].params["w"].shape == (NUM_SCENES, 1, 2, 3, 1)
 
 

@@ -114,6 +114,14 @@ def test_what_cannot_be_meant_is_refused(flag, value, wanted):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("preset", ["images", "ct"])
+def test_pictures_and_slices_that_are_too_small_are_refused(preset):
+    _, settings = PRESETS[preset]
+    config.check(changed(settings, "data.size", 8))
+    with pytest.raises(InputError, match=r"--data\.size 7 must be at least 8: pixels along a side"):
+        config.check(changed(settings, "data.size", 7))
+
+
 def test_query_views_do_not_matter_without_validation():
     config.check(changed(changed(TrainConfig(), "validation.query", (99,)), "validation.every", 0))
 

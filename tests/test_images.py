@@ -11,7 +11,7 @@ from jaxmeta.data.faces import draw_faces
 from jaxmeta.data.folders import split_files
 from jaxmeta.data.images import load_images, read_picture
 from jaxmeta.data.slices import load_slices, read_slice
-from jaxmeta.kinds.images import check_parts, each_part, part_of, some_parts
+from jaxmeta.kinds.images import ImagesConfig, check_parts, each_part, in_place, part_of, some_parts
 from jaxmeta.objectives import regression_loss
 from jaxmeta.samples import Samples, grid_points, unit_values, values_at
 
@@ -203,6 +203,23 @@ def test_parts_of_several_pictures(samples):
         check_parts([5], [0])
     with refused("has parts of different sizes"):
         check_parts([1], [0, 2])
+
+
+@pytest.mark.parametrize(("part", "seen"), [(0, 36), (1, 18), (3, 3)])
+def test_what_was_given_of_a_picture_stands_in_its_place(samples, part, seen):
+    given = some_parts(samples, np.array([4]), np.array([[part]]))
+    image = in_place((6, 6), Samples(given.points[0], given.values[0]))
+    there = np.any(image != 0.5, axis=-1)
+    assert there.sum() == seen
+    np.testing.assert_allclose(image[there], PICTURES[4][there] / 255, rtol=1e-6)
+
+
+def test_pictures_of_parts_are_named():
+    kind = ImagesConfig()
+    assert kind.notes((0,), 0) == ("", "") and not kind.explanation((0,))
+    assert kind.notes((1,), 2) == ("left half", "right half") and "not given" in kind.explanation((1,))
+    assert kind.notes((1, 3), 0) == ("2 parts", "whole")
+    np.testing.assert_array_equal(kind.pictured(np.array([[1, 2]])), [[0, 0]])
 
 
 def test_regression_loss_by_hand():

@@ -501,6 +501,9 @@ def test_the_commands_import_a_foreign_network_that_eval_accepts(tmp_path, gener
     words = ["--data-root", tmp_path, "--query", 1, "--stages", 0, 1, "--num-rays", 4, "--figure-scenes", 1]
     done = command("eval.py", run, *words)
     assert done.returncode == 0, done.stderr
+    assert "1 scene of 'test', 1 support view and 1 query view, 1 seed, imported\n" in done.stdout
+    report = (run / "eval" / "report.html").read_text()
+    assert "cars.npz, nerf-meta; run" in report and "meta-step" not in report
     results = json.loads((run / "eval" / "results.json").read_text())
     assert results["training"]["field"]["density_activation"] == "shifted_softplus"
     assert {row["initialisation"] for row in results["views"]} == {"standard", "learned"}

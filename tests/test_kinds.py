@@ -54,7 +54,7 @@ SMALL = {
         "--data.size 8 --data.num-scenes 4 --field.width 32 --field.depth 2 --field.w0 30 --outer.num-steps 60"
         " --outer.learning-rate 2e-3 --validation.every 60 --validation.num-scenes 4 --log-every 60",
         "--support 1 --query 2 --num-scenes 4 --figure-scenes 2 --stages 0 5",
-        "parts.png",
+        "comparison.png",
     ),
     "ct": (
         "--data.size 12 --data.num-views 8 --data.num-scenes 4 --field.width 16 --field.depth 1"

@@ -9,10 +9,15 @@ import pytest
 
 from jaxmeta import closeups, figures, gallery, pictures
 from jaxmeta.assembly import assemble
+from jaxmeta.cameras import Views
+from jaxmeta.comparison import Shown
 from jaxmeta.config import TrainConfig
 from jaxmeta.evaluation import Fit, Scores
 from jaxmeta.figures import Cell, Scale
 from jaxmeta.gallery import Exhibition
+from jaxmeta.kinds.views import ViewsConfig
+from jaxmeta.signals import Split
+from jaxmeta.tasks import Tasks
 
 RED, GREEN, BLUE = ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0))
 NUM_SCENES, STAGES, NUM_QUERY = 5, (0, 4), 3
@@ -44,7 +49,18 @@ def exhibition(num_scenes=NUM_SCENES, num_support=1, num_query=NUM_QUERY, names=
         return jnp.full((6, 8, channels), grey)
 
     ids = [f"$scene_{number}$" for number in range(num_scenes)]
-    return Exhibition(ids, query[:, :num_support], query, fits, STAGES, lambda params, _: image(params), image)
+    return Exhibition(
+        ids=ids,
+        given=lambda scene: image(greys[scene]),
+        support=query[:, :num_support],
+        query=query,
+        notes=lambda scene, index: (f"view {scene}", f"view {10 * scene + index}"),
+        explanation="Grey is grey.",
+        fits=fits,
+        stages=STAGES,
+        predict=lambda params, _: image(params),
+        target=image,
+    )
 
 
 def test_a_grid_shows_its_images_in_order_at_their_aspect(tmp_path):
@@ -71,6 +87,54 @@ def test_titles_however_long_stay_inside(tmp_path):
     for edge in (shown[:2], shown[-2:], shown[:, :2], shown[:, -2:]):
         assert edge.min() == 255
     assert shown[:, :60].min() < 255  # where the longest line begins
+
+
+def test_signals_over_one_dimension_are_curves(tmp_path):
+    """A ramp from 0 to 1 is drawn from the lower left to the upper right; what is lost of it is a map, as high."""
+    ramp = np.linspace(0, 1, 50)[None, :, None]
+    cells = [Cell(ramp), Cell(ramp[..., 0], scale=Scale("error", 0.0, 1.0, "gray"))]
+    figures.image_grid(tmp_path / "grid.png", [cells], column_titles=["", ""], row_titles=[""], cell_width=1.0)
+    shown = read(tmp_path / "grid.png")
+    left, top = round(0.08 * figures.DPI), round((0.12 + figures.LINE) * figures.DPI)
+    curve = shown[top + 3 : top + round(figures.CURVE_ASPECT * figures.DPI) - 3, left + 3 : left + figures.DPI - 3]
+    places = np.argwhere(curve.max(axis=-1) < 120)
+    assert np.corrcoef(places.T)[0, 1] < -0.99
+    assert np.ptp(places[:, 0]) > 0.8 * len(curve)
+    shade = shown[top + len(curve) // 2, round(left + 1.05 * figures.DPI) + 3 :, 0][: figures.DPI - 6]
+    assert np.all(np.diff(shade) >= 0) and np.ptp(shade) > 240
+
+
+def test_the_comparison_names_the_views(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(gallery, "image_grid", lambda path, rows, **rest: drawn.update(rows=rows, **rest))
+    told = gallery.comparison(tmp_path / "comparison.png", exhibition(), [0, 4])
+    assert [[cell.note for cell in row[:2]] for row in drawn["rows"]] == [["view 0", "view 1"], ["view 4", "view 41"]]
+    assert told.caption.endswith("of which more is better. Grey is grey.")
+
+
+def test_novel_views_name_the_views(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(gallery, "image_grid", lambda path, rows, **rest: drawn.update(rows=rows, **rest))
+    gallery.novel_views(tmp_path / "novel_views.png", exhibition(), [3])
+    truth, fitted = ([cell.note for cell in row] for row in drawn["rows"])
+    assert truth == ["view 3", "view 30", "view 31", "view 32"]
+    assert fitted == ["", "20.0 dB", "20.0 dB", "20.0 dB"]
+
+
+def test_an_exhibition_has_the_numbers_of_the_data_set():
+    """Scenes of seven views, whose images are their numbers; what is scored differs from scene to scene."""
+    views = Views(np.zeros((2, 7, 1, 1, 4), np.uint8), np.zeros((2, 7, 4, 4), np.float32), np.ones(2, np.float32))
+    views.images[..., 0] = np.arange(7)[:, None, None]
+    tasks = Tasks(np.arange(2), np.array([[6, 2], [0, 5]]), np.array([[3], [4]]))
+    split = Split(("a", "b"), views, (1, 1), "")
+    signal = SIGNAL._replace(target=lambda view: view.image)
+    shown = pictures.exhibition(ViewsConfig(), signal, split, STAGES, Shown({}, tasks))
+    assert [shown.notes(scene, 0) for scene in range(2)] == [
+        ("view 6 (1 of 2)", "view 3"),
+        ("view 0 (1 of 2)", "view 4"),
+    ]
+    assert [int(shown.given(scene)[0, 0, 0]) for scene in range(2)] == [6, 0]
+    assert [int(shown.wanted(scene, 0).image[0, 0, 0]) for scene in range(2)] == [3, 4]
 
 
 def test_heat_maps_have_their_colours_and_a_bar(tmp_path):
@@ -139,7 +203,7 @@ def test_what_is_missing_breaks_nothing(tmp_path, missing):
     made = pictures.write_pictures(tmp_path, SIGNAL, shown, span=(2.0, 6.0), num_scenes=2)
     assert all(picture.path.is_file() and picture.title and picture.caption for picture in made)
     names = {picture.path.stem for picture in made}
-    assert names >= {"comparison", "novel_views", "extremes"}
+    assert names >= {"comparison", "extremes"} and "novel_views" not in names  # nothing is seen in views
     assert ("baselines" in names) == ("shuffled" in shown.fits)
     assert ("interpolation" in names) == (len(shown.ids) > 1)
 
@@ -157,7 +221,7 @@ def test_curves_have_bands_in_the_colours_of_their_initialisations(tmp_path):
         for count in (1, 3)
         for step, low in ((0, float("nan")), (1, mean - 1), (100, mean - 1))
     ]  # fmt: skip
-    made = pictures.write_curves(tmp_path, rows)
+    made = pictures.write_curves(tmp_path, rows, "view")
     assert [picture.path.name for picture in made] == ["psnr.png", "support_views.png"]
     shown = read(made[0].path)
     above, below = [], []
@@ -170,4 +234,4 @@ def test_curves_have_bands_in_the_colours_of_their_initialisations(tmp_path):
         assert np.sum(np.all(np.abs(plot - band) < 3, axis=-1)) > 5_000
     assert above[0] < below[0]
     one_count = [row for row in rows if row["support_views"] == 1]
-    assert len(pictures.write_curves(tmp_path, one_count)) == 1
+    assert len(pictures.write_curves(tmp_path, one_count, "view")) == 1

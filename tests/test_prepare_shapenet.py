@@ -73,7 +73,7 @@ def test_class_is_laid_out(download, scenes, prefix, capsys):
     assert found == scenes
     assert load_split(download.out, "car", "train", num_views=2).ids == tuple(IDS[:2])
     assert (
-        "4 scenes: 2 train, 1 val, 1 test, 0 in no split; 0 listed but missing; 3 other files"
+        "4 scenes: 2 train, 1 val, 1 test, 0 in no split; 0 listed but missing; other files ignored: 3"
         in capsys.readouterr().out
     )
 
@@ -257,7 +257,7 @@ def without(scenes: dict[str, bytes], *starts: str) -> dict[str, bytes]:
         (lambda files: files | {"b/1a2b/transforms.json": b"{}"}, "holds the scene '1a2b', twice"),
         (lambda files: files | {"a b/transforms.json": b"{}"}, "holds the scene 'a b', but ids are"),
         (lambda files: files | {"transforms.json": b"{}"}, "holds the scene '', but ids are"),
-        (lambda files: without(files, "7a8b"), "lists 1 scenes that"),
+        (lambda files: without(files, "7a8b"), "lists 1 scene that"),
     ],
 )
 def test_archive_of_something_else(download, scenes, change, message):

@@ -68,7 +68,11 @@ def test_the_optimiser_is_that_of_the_training():
         (25, {"protocol": "learnit"}, "--protocol learnit wants at least 50 views a scene, the data have 25"),
         (24, {"protocol": "nerf-meta"}, "--protocol nerf-meta wants at least 25 views a scene, the data have 24"),
         (22, {}, "the usual query views go up to 22, the data have 22; give --query"),
-        (25, {"view_counts": (1, 25)}, r"--view-counts \(1, 25\): the scenes have 25 views, of which 8 are query"),
+        (
+            25,
+            {"view_counts": (1, 25)},
+            r"--view-counts \(1, 25\): the scenes have 25 views, of which 8 are for the query",
+        ),
         (25, {"support": (25,)}, r"want the views \[25\], the scenes have 25"),
         (25, {"query": (1, 0)}, r"--query \(1, 0\) holds the support views \[0\]; they are not held out"),
         (1, {"protocol": "trans-inr"}, "a support and another query view are drawn, but the scenes have 1 view"),

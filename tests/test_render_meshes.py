@@ -449,7 +449,7 @@ def test_bad_meshes_stop_or_are_counted(tmp_path, capsys):
     assert not (tmp_path / "out" / "box_splits.json").exists()
     main([*flags, "--on-bad-mesh", "skip"])
     said = capsys.readouterr().out
-    assert "1 broken meshes skipped" in said
+    assert "broken meshes skipped: 1" in said
     assert "broken.ply cannot be read" in said
     splits = json.loads((tmp_path / "out" / "box_splits.json").read_text())
     assert sorted(chain(*splits.values())) == ["abox", "bbox", "cbox", "dbox"]
@@ -553,7 +553,7 @@ def test_splits_have_the_shares_asked_for():
 
 
 def test_too_few_groups():
-    with pytest.raises(InputError, match=r"9 models in 1 groups cannot fill train, val and test.*--group-by none"):
+    with pytest.raises(InputError, match=r"9 models in 1 group cannot fill train, val and test.*--group-by none"):
         split_scenes({str(i): "chair" for i in range(9)}, Options())
 
 
@@ -566,7 +566,7 @@ def test_command_as_a_user_runs_it(tmp_path):
     run = {"capture_output": True, "text": True, "cwd": tmp_path, "env": {"PYTHONPATH": str(SCRIPT.parents[1])}}
     done = subprocess.run([*command, "--workers", "2"], **run)
     assert done.returncode == 0, done.stderr
-    assert "3 train, 1 val, 1 test scenes of 2 views" in done.stdout
+    assert "5 scenes of 2 views, 3 train, 1 val, 1 test" in done.stdout
     split = load_split(tmp_path / "out", "box", "train", num_views=2)
     assert split.views.images.shape == (3, 2, 8, 8, 4)
     again = subprocess.run(command, **run)

@@ -112,6 +112,54 @@ def test_the_lead_tells_what_was_found():
     assert alone.endswith("of a scene not seen before, the learned initialisation reaches 22.2 dB on other views.")
 
 
+@pytest.mark.parametrize(
+    ("kind", "plan", "fitted", "scored"),
+    [
+        ("ct", {"supports": [[5]], "query": [0]}, "1 projection", ""),
+        ("images", {"supports": [[0]], "query": [0]}, "the whole", " on the same part"),
+        ("images", {"supports": [[1]], "query": [2]}, "the left half", " on the right half of each"),
+    ],
+)
+def test_the_lead_names_what_was_fitted_and_scored(kind, plan, fitted, scored):
+    found = content()
+    found["training"]["kind"] = kind
+    found["protocol"] |= plan
+    assert f"to {fitted} of 3 scenes" in findings.lead(found, 3)
+    assert f"reaches 22.2 dB{scored}, the standard" in findings.lead(found, 3)
+
+
+def test_an_imported_initialisation_is_called_so():
+    found = content()
+    assert findings.facts(found, 3)["meta-learning"] == "2,500 meta-steps of 4 scenes, 32 inner steps; run car"
+    found["training"] |= {"step": 0, "imported": "cars.npz, nerf-meta"}
+    assert findings.facts(found, 3)["meta-learning"] == "imported from cars.npz, nerf-meta; run car"
+
+
+@pytest.mark.parametrize(
+    ("kind", "plan", "told"),
+    [
+        ("views", {}, {"support views": "0", "query views": "1, 4"}),
+        ("views", {"draws": 9}, {"views": "9 random pairs of a support and a query view for each scene"}),
+        (
+            "ct",
+            {"supports": [[0], [0, 64]], "query": [0]},
+            {"support projections": "0; 0, 64", "query slices": "the slice"},
+        ),
+        ("images", {"supports": [[1]], "query": [2]}, {"support parts": "left half", "query parts": "right half"}),
+    ],
+)
+def test_each_kind_has_its_words_for_views(kind, plan, told):
+    found = content(counts=(1, 2))
+    found["training"]["kind"] = kind
+    found["protocol"] |= plan
+    facts = findings.facts(found, 3)
+    assert {name: fact for name, fact in facts.items() if name in told} == told
+    unit = next(iter(told)).removeprefix("support ")
+    *_, by_views, speed = findings.tables(found)
+    assert list(by_views.header)[1:] == [f"1 {unit[:-1]}", f"2 {unit}"]
+    assert speed.header[1] == f"support {unit}"
+
+
 def test_tables_hold_scores_differences_and_view_counts():
     scores, speed = findings.tables(content())
     assert [line[0] for line in scores.rows] == ["standard", "learned", "learned − standard"]

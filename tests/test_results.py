@@ -122,7 +122,7 @@ def test_tables_of_one_scene_and_of_no_ssim():
 
 def test_table_of_view_counts():
     rows = results.summary([outcome("learned"), outcome("learned", 1, num_support=5)], STAGES)
-    lines = tables.of_view_counts(rows).splitlines()
+    lines = tables.of_view_counts(rows, "view").splitlines()
     assert lines[0].split() == ["support", "views,", "10", "steps", "1", "5"]
     assert lines[1].split()[3::3] == ["22.00", "23.00"]
 

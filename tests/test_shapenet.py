@@ -137,7 +137,7 @@ BROKEN = {
     ),
     "D7 too few frames": (
         edit_content(frames=[{"file_path": "r_0", "transform_matrix": IDENTITY}]),
-        r"scene2.transforms\.json lists 1 frames, 2 are wanted; ask for fewer .--data.num-views.",
+        r"scene2.transforms\.json lists 1 frame, 2 are wanted; ask for fewer .--data.num-views.",
     ),
     "D7 no cameras": (
         lambda root: (root / "cars" / "scene2" / "transforms.json").unlink(),

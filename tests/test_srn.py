@@ -119,7 +119,7 @@ BROKEN = {
     ),
     "D7 too few poses": (
         lambda root: file(root, POSE).unlink(),
-        r"scene1.pose has 1 poses, 2 are wanted; ask for fewer .--data.num-views.",
+        r"scene1.pose has 1 pose, 2 are wanted; ask for fewer .--data.num-views.",
     ),
     "D7 no poses": (
         lambda root: file(root, "pose").rename(root / "elsewhere"),

@@ -8,6 +8,7 @@ from skimage.data import shepp_logan_phantom
 from skimage.transform import radon, resize
 
 from jaxmeta.data.phantoms import SHEPP_LOGAN, draw_phantoms, draw_slice, random_ellipses
+from jaxmeta.kinds.ct import CTConfig, sinogram
 from jaxmeta.objectives import projection_loss
 from jaxmeta.samples import grid_points
 from jaxmeta.tomography import Scan, even_angles, project
@@ -101,3 +102,15 @@ def test_random_phantoms_differ_and_stay_in_the_circle():
     assert apart.min() > 0.01
     ellipses = np.asarray(jax.vmap(random_ellipses)(keys))
     assert (ellipses[:, :, 1:3] > 0).all()
+
+
+def test_a_sinogram_has_a_band_for_each_projection():
+    few = np.array([[0, 2, 4, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 3]], np.float32)
+    image = sinogram(few)[..., 0]
+    np.testing.assert_allclose(image[[0, 3]], np.stack([few[0], few[0]]) / 4)
+    np.testing.assert_array_equal(image[4], np.ones(8))  # parts the bands
+    np.testing.assert_allclose(image[[5, 7]], np.stack([few[1], few[1]]) / 4)
+    many = np.repeat(np.arange(16, dtype=np.float32)[:, None], 8, axis=1)
+    np.testing.assert_allclose(sinogram(many)[:, 0, 0], np.arange(0, 16, 2) / 15)
+    assert np.isfinite(sinogram(np.zeros((1, 8), np.float32))).all()  # of an empty slice
+    assert CTConfig().notes((0, 32, 64, 96), 0) == ("4 projections", "")

@@ -63,19 +63,34 @@ def frames() -> np.ndarray:
     along = np.linspace(0, 1, 6, dtype=np.float32)[:, None, None, None]
     white, red = np.ones((6, 4, 8, 3), np.float32) * along, np.ones((6, 4, 8, 3), np.float32) * along * (1, 0, 0)
     psnr = np.linspace(5, 25, 6)
-    given = np.zeros((4, 8, 1), np.float32)  # grey, and not square
+    given = np.zeros((4, 8, 1), np.float32)  # grey, and twice as wide as high
     return films.compose({"standard": Film(white, psnr), "learned": Film(red, psnr)}, given, [0, 1, 2, 4, 4, 4])
 
 
 def test_panels_stand_side_by_side(frames):
     assert frames.dtype == np.uint8 and frames.shape[0] == 6
     assert frames.shape[1] % 2 == frames.shape[2] % 2 == 0  # for video
-    row = films.HEADER + films.PANEL // 4
+    row = films.HEADER + films.PANEL // 2
     middles = [films.MARGIN + films.PANEL // 2 + place * (films.PANEL + films.MARGIN) for place in range(3)]
     assert [tuple(frames[-1, row, column]) for column in middles] == [(0, 0, 0), (255, 255, 255), (255, 0, 0)]
     assert frames[0, row, middles].max() == 0
     for before, after in itertools.pairwise(frames[3:]):
         assert np.any(before != after)  # the bar goes on where the field is done
+
+
+def test_panels_have_the_aspect_of_the_views(frames):
+    column = slice(films.MARGIN + 2, films.MARGIN + films.PANEL - 2)
+    panel = frames[0, films.HEADER + 1 : films.HEADER + films.PANEL - 1, column]
+    given = np.flatnonzero(np.all(panel == 0, axis=(1, 2)))  # black, and white above and below
+    assert len(given) == pytest.approx(films.PANEL / 2, abs=2)
+    assert np.all(panel[: given[0] - 1] == 255) and np.all(panel[given[-1] + 2 :] == 255)
+
+
+def test_the_bar_tells_its_frame(frames):
+    """It grows by the same from frame to frame, although the steps do not; what is right of it is not looked at."""
+    bar = frames[:, films.HEADER + films.PANEL + 42, films.MARGIN + 240 : films.MARGIN + 540, 0]
+    filled = (bar == 0x44).sum(axis=1)
+    assert np.ptp(np.diff(filled[:4])) <= 1 and filled[-1] == 300
 
 
 def test_a_gif_has_all_frames_loops_and_keeps_white(frames, tmp_path):

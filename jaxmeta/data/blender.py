@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from jaxmeta.cameras import Views
 from jaxmeta.data.png import reject
-from jaxmeta.data.scenes import check_inside, read_images, stack_views
-from jaxmeta.data.transforms import count_frames, focal_length, read_transforms
+from jaxmeta.data.transforms import count_frames, read_views
 
 
 def transforms_path(root: Path, split: str) -> Path:
@@ -26,11 +25,7 @@ def load_scene(root: Path, *, split: str, num_views: int, assume_opaque: bool = 
       InputError: something is missing or malformed.
     """
     path = transforms_path(root, split)
-    check_inside(root, path)
-    transforms = read_transforms(path, num_views=num_views)
-    names = [_image_name(path, index, file_path) for index, file_path in enumerate(transforms.file_paths)]
-    images = read_images(root, names, assume_opaque=assume_opaque)
-    return stack_views(path, images, transforms.poses, focal_length(transforms.camera_angle_x, images[0].shape[1]))
+    return read_views(path, _image_name, num_views=num_views, assume_opaque=assume_opaque)
 
 
 def count_views(root: Path, *, split: str) -> int:

@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from jaxmeta.cameras import Views
 from jaxmeta.data import srn
+from jaxmeta.data.faults import faults_of
 from jaxmeta.data.scenes import SceneFolder
 from jaxmeta.data.splits import Layout, SplitSource, find_split
 from jaxmeta.errors import InputError, run_command
+from jaxmeta.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +43,15 @@ class CheckConfig:
     """Take RGB images, which have no alpha, as opaque."""
 
 
+MOST_ERRORS = 5
+"""So many are listed of a scene; the others are counted."""
+
+
 class Finding(NamedTuple):
     """What is known of one scene."""
 
     scene: SceneFolder
-    error: str | None
+    errors: tuple[str, ...]
     size: tuple[int, ...] = ()
     """Views, height and width."""
     distances: tuple[float, float] = (0.0, 0.0)
@@ -78,14 +84,14 @@ def main() -> None:
         findings = list(_look(source, wanted, split))
         for line in _report(split, findings):
             _tell(line)
-        num_errors += sum(finding.error is not None for finding in findings) + (len(_sizes(findings)) > 1)
+        num_errors += sum(len(finding.errors) for finding in findings) + (len(_sizes(findings)) > 1)
         for finding in findings:
             for digest in finding.digests:
                 seen[digest].add(split)
     for pair, count in Counter(tuple(sorted(splits)) for splits in seen.values() if len(splits) > 1).items():
-        _tell(f"warning: {count} images are the same in {' and '.join(pair)}")
+        _tell(f"warning: the same in {' and '.join(pair)}: {counted(count, 'image')}")
     if num_errors:
-        raise InputError(f"{wanted.root} has {num_errors} errors, listed above")
+        raise InputError(f"{wanted.root} has {counted(num_errors, 'error')}, listed above")
 
 
 def _tell(line: str) -> None:
@@ -99,7 +105,7 @@ def _look(source: SplitSource, wanted: CheckConfig, split: str) -> Iterator[Find
         try:
             return _examine(scene, load(scene.folder))
         except InputError as error:
-            return Finding(scene, str(error))
+            return Finding(scene, faults_of(error))
 
     with ThreadPoolExecutor() as pool:
         findings = pool.map(look, source.scenes)
@@ -128,14 +134,14 @@ def _examine(scene: SceneFolder, views: Views) -> Finding:
     if away.any():
         warnings.append(f"has cameras that look away from the origin in views {np.flatnonzero(away).tolist()}")
     spread = (float(distances.min()), float(distances.max()))
-    return Finding(scene, None, views.images.shape[:3], spread, tuple(warnings), digests)
+    return Finding(scene, (), views.images.shape[:3], spread, tuple(warnings), digests)
 
 
 def _report(split: str, findings: list[Finding]) -> Iterator[str]:
-    sound = [finding for finding in findings if finding.error is None]
+    sound = [finding for finding in findings if not finding.errors]
     sizes = _sizes(findings)
-    shown = ", ".join(f"{count} of {v} views of {w} x {h}" for (v, h, w), count in sizes.most_common())
-    yield f"{split}: {len(findings)} scenes, {len(sound)} sound: {shown or 'none'}"
+    shown = ", ".join(f"{count} of {counted(v, 'view')} of {w} x {h}" for (v, h, w), count in sizes.most_common())
+    yield f"{split}: {counted(len(findings), 'scene')}, {len(sound)} sound: {shown or 'none'}"
     if sound:
         nearest = min(finding.distances[0] for finding in sound)
         furthest = max(finding.distances[1] for finding in sound)
@@ -143,13 +149,14 @@ def _report(split: str, findings: list[Finding]) -> Iterator[str]:
     if len(sizes) > 1:
         yield f"{split}: error: all scenes of a split must have one size"
     for finding in findings:
-        if finding.error:
-            yield f"{split}: error: {finding.error}"
+        yield from (f"{split}: error: {error}" for error in finding.errors[:MOST_ERRORS])
+        if len(finding.errors) > MOST_ERRORS:
+            yield f"{split}: error: and {len(finding.errors) - MOST_ERRORS} more in {finding.scene.folder}"
         yield from (f"{split}: warning: {finding.scene.folder} {warning}" for warning in finding.warnings)
 
 
 def _sizes(findings: list[Finding]) -> Counter[tuple[int, ...]]:
-    return Counter(finding.size for finding in findings if finding.error is None)
+    return Counter(finding.size for finding in findings if not finding.errors)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,20 @@ MADE_UP = {"train": 2048, "val": 64, "test": 256}
 """How many scenes of each split are drawn where there are no data."""
 
 
+SMALLEST = 8
+"""Pixels along a side; in fewer no picture can be told from another, and parts of it may be empty."""
+
+
+def check_size(size: int) -> None:
+    """Refuses scenes that are too small to show anything.
+
+    Raises:
+      InputError: names the flag and the smallest size.
+    """
+    if size < SMALLEST:
+        raise InputError(f"--data.size {size} must be at least {SMALLEST}: pixels along a side")
+
+
 def draw_split(name: str, draw: Callable[..., Array], split: str, *, size: int, count: int | None) -> Loaded:
     """Returns a split of scenes that are made up.
 

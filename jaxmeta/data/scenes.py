@@ -3,12 +3,14 @@
 import os
 import re
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxmeta.cameras import Views
+from jaxmeta.data.faults import gather
 from jaxmeta.data.png import read_rgba, reject
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -26,23 +28,35 @@ def read_images(folder: Path, names: Sequence[str], *, assume_opaque: bool) -> l
     """Returns the images `<folder>/<name>.png`.
 
     Raises:
-      InputError: one is missing or malformed, or a link that leads elsewhere.
+      FaultsError: some are missing or malformed, or links that lead elsewhere; holds what is wrong with each.
     """
-    paths = [folder / f"{name}.png" for name in names]
-    check_inside(folder, *paths)
-    return [read_rgba(path, assume_opaque=assume_opaque) for path in paths]
+    return gather(*(partial(read_image, folder, name, assume_opaque=assume_opaque) for name in names))
 
 
-def check_inside(folder: Path, *paths: Path) -> None:
+def read_image(folder: Path, name: str, *, assume_opaque: bool) -> np.ndarray:
+    """Returns the image `<folder>/<name>.png`.
+
+    Raises:
+      InputError: it is missing or malformed, or a link that leads elsewhere.
+    """
+    path = folder / f"{name}.png"
+    check_inside(folder, path)
+    return read_rgba(path, assume_opaque=assume_opaque)
+
+
+def check_inside(folder: Path, path: Path) -> None:
     """Raises InputError where a path leads out of the folder of its scene, through a link."""
-    root = os.path.join(os.path.realpath(folder), "")
-    for path in paths:
-        try:
-            outside = not os.path.realpath(path).startswith(root)
-        except ValueError as error:
-            reject(path, f"cannot be read: {error}")
-        if outside:
-            reject(path, f"is a link that leads out of {folder}")
+    try:
+        outside = not os.path.realpath(path).startswith(_real_folder(folder))
+    except ValueError as error:
+        reject(path, f"cannot be read: {error}")
+    if outside:
+        reject(path, f"is a link that leads out of {folder}")
+
+
+@lru_cache(maxsize=128)
+def _real_folder(folder: Path) -> str:
+    return os.path.join(os.path.realpath(folder), "")
 
 
 def stack_views(path: Path, images: Sequence[np.ndarray], poses: np.ndarray, focal: float) -> Views:

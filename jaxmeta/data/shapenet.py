@@ -17,8 +17,8 @@ from jaxtyping import Float, UInt8
 
 from jaxmeta.cameras import Views
 from jaxmeta.data.png import reject
-from jaxmeta.data.scenes import NAME, SceneFolder, check_inside, read_images, stack_views
-from jaxmeta.data.transforms import Transforms, count_frames, focal_length, read_json, read_transforms, write_transforms
+from jaxmeta.data.scenes import NAME, SceneFolder
+from jaxmeta.data.transforms import Transforms, count_frames, read_json, read_views, write_transforms
 
 
 def splits_path(root: Path, class_name: str) -> Path:
@@ -50,14 +50,14 @@ def load_scene(folder: Path, *, num_views: int, assume_opaque: bool = False) -> 
       InputError: something is missing or malformed.
     """
     path = folder / "transforms.json"
-    check_inside(folder, path)
-    transforms = read_transforms(path, num_views=num_views)
-    names = [PurePosixPath(file_path).name for file_path in transforms.file_paths]
-    for index, name in enumerate(names):
-        if not NAME.fullmatch(name):
-            reject(path, f"has file_path {transforms.file_paths[index]!r} in frames[{index}], wanted an image's name")
-    images = read_images(folder, names, assume_opaque=assume_opaque)
-    return stack_views(path, images, transforms.poses, focal_length(transforms.camera_angle_x, images[0].shape[1]))
+    return read_views(path, _image_name, num_views=num_views, assume_opaque=assume_opaque)
+
+
+def _image_name(path: Path, index: int, file_path: str) -> str:
+    name = PurePosixPath(file_path).name
+    if not NAME.fullmatch(name):
+        reject(path, f"has file_path {file_path!r} in frames[{index}], wanted an image's name")
+    return name
 
 
 def count_views(folder: Path) -> int:

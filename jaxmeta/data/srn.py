@@ -8,14 +8,17 @@ and likewise `<class>_val` and `<class>_test`; `<class>` may have an s (`cars_tr
 ids, views in the order of their names.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from jaxmeta.cameras import Views
+from jaxmeta.data.faults import gather
 from jaxmeta.data.png import read_bytes, reject
 from jaxmeta.data.scenes import NAME, SceneFolder, check_inside, read_images, stack_views
 from jaxmeta.data.transforms import check_pose
+from jaxmeta.words import counted
 
 _OPENCV_TO_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 _SMALLEST, _LARGEST = 1e-3, 1e9
@@ -57,17 +60,16 @@ def load_scene(folder: Path, *, num_views: int, assume_opaque: bool = False) -> 
     Raises:
       InputError: something is missing or malformed.
     """
-    pose_paths = _pose_paths(folder)
-    if len(pose_paths) < num_views:
-        reject(
-            folder / "pose", f"has {len(pose_paths)} poses, {num_views} are wanted; ask for fewer (--data.num-views)"
-        )
-    pose_paths, intrinsics_path = pose_paths[:num_views], folder / "intrinsics.txt"
-    check_inside(folder, intrinsics_path, *pose_paths)
-    poses = np.stack([_read_pose(path) for path in pose_paths])
-    images = read_images(folder, [f"rgb/{path.stem}" for path in pose_paths], assume_opaque=assume_opaque)
-    focal = _read_focal(intrinsics_path, images[0].shape[:2])
-    return stack_views(folder / "rgb", images, poses, focal)
+    pose_paths, intrinsics_path = _pose_paths(folder), folder / "intrinsics.txt"
+    names = [f"rgb/{path.stem}" for path in pose_paths[:num_views]]
+    _, poses, images, intrinsics = gather(
+        lambda: _check_count(folder / "pose", len(pose_paths), num_views),
+        lambda: gather(*(partial(_read_pose, folder, path) for path in pose_paths[:num_views])),
+        lambda: read_images(folder, names, assume_opaque=assume_opaque),
+        lambda: _read_intrinsics(folder, intrinsics_path),
+    )
+    focal = _focal(intrinsics_path, intrinsics, images[0].shape[:2])
+    return stack_views(folder / "rgb", images, np.stack(poses), focal)
 
 
 def count_views(folder: Path) -> int:
@@ -79,15 +81,22 @@ def _pose_paths(folder: Path) -> list[Path]:
     return sorted((folder / "pose").glob("[!.]*.txt"))
 
 
-def _read_pose(path: Path) -> np.ndarray:
+def _check_count(path: Path, count: int, wanted: int) -> None:
+    if count < wanted:
+        reject(path, f"has {counted(count, 'pose')}, {wanted} are wanted; ask for fewer (--data.num-views)")
+
+
+def _read_pose(folder: Path, path: Path) -> np.ndarray:
+    check_inside(folder, path)
     numbers = _read_numbers(path)
     if len(numbers) != 16:
         reject(path, f"holds {len(numbers)} numbers, wanted the 16 of a pose")
     return check_pose(path, "pose", np.reshape(numbers, (4, 4))) @ _OPENCV_TO_OPENGL
 
 
-def _read_focal(path: Path, size: tuple[int, int]) -> float:
-    """Returns the focal length in pixels of an image of this height and width."""
+def _read_intrinsics(folder: Path, path: Path) -> tuple[float, float, float]:
+    """Returns the focal length, and the height and width of the images that it is for, all in pixels."""
+    check_inside(folder, path)
     numbers = _read_numbers(path)
     if len(numbers) < 6:
         reject(path, f"holds {len(numbers)} numbers, wanted focal, cx, cy, ..., height, width")
@@ -97,6 +106,12 @@ def _read_focal(path: Path, size: tuple[int, int]) -> float:
         reject(path, f"has focal {focal}, height {height} and width {width}, wanted positive numbers of pixels")
     if abs(cx - width / 2) > 1 or abs(cy - height / 2) > 1:
         reject(path, f"has its principal point at {cx}, {cy}, wanted the centre of {width:g} x {height:g} pixels")
+    return focal, height, width
+
+
+def _focal(path: Path, intrinsics: tuple[float, float, float], size: tuple[int, int]) -> float:
+    """Returns the focal length in pixels of an image of this height and width."""
+    focal, height, width = intrinsics
     if abs(height * size[1] - width * size[0]) > 1e-3 * width * size[0]:
         reject(path, f"is for images of {width:g} x {height:g} pixels, but they are {size[1]} x {size[0]}")
     # Images that were scaled down keep the intrinsics of the original size.

@@ -6,13 +6,19 @@
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Float
 
+from jaxmeta.cameras import Views
+from jaxmeta.data.faults import gather
 from jaxmeta.data.png import read_bytes, reject
+from jaxmeta.data.scenes import check_inside, read_image, stack_views
+from jaxmeta.words import counted
 
 _MIN_ANGLE = 1e-6
 """Below, a focal length would leave float32."""
@@ -26,20 +32,42 @@ class Transforms(NamedTuple):
     camera_angle_x: float
 
 
-def read_transforms(path: Path, *, num_views: int) -> Transforms:
-    """Returns the first views that a file lists.
+def read_views(
+    path: Path, image_name: Callable[[Path, int, str], str], *, num_views: int, assume_opaque: bool
+) -> Views:
+    """Returns the first views that a file lists, with their images, which lie below its folder.
+
+    Args:
+      path: of the file.
+      image_name: `(path, index, file_path) -> name` below the folder, without `.png`; refuses what is none.
+      num_views: how many.
+      assume_opaque: take RGB images, as opaque.
 
     Raises:
-      InputError: the file is missing or malformed, or lists too few views.
+      InputError: the file is missing or malformed, lists too few views, or an image is; FaultsError for each fault.
     """
+    check_inside(path.parent, path)
     content = read_json(path)
-    frames, angle = _frames(path, content), content.get("camera_angle_x")
-    if len(frames) < num_views:
-        reject(path, f"lists {len(frames)} frames, {num_views} are wanted; ask for fewer (--data.num-views)")
-    if not isinstance(angle, int | float) or isinstance(angle, bool) or not _MIN_ANGLE < angle < math.pi:
-        reject(path, f"has camera_angle_x {angle!r}, wanted radians between 0 and pi")
-    parsed = [_parse_frame(path, index, frame) for index, frame in enumerate(frames[:num_views])]
-    return Transforms(tuple(name for name, _ in parsed), np.stack([pose for _, pose in parsed]), float(angle))
+    frames = _frames(path, content)
+
+    def pose(index: int) -> np.ndarray:
+        matrix = _frame(path, frames, index).get("transform_matrix")
+        return check_pose(path, f"transform_matrix in frames[{index}]", matrix)
+
+    def image(index: int) -> np.ndarray:
+        name = _frame(path, frames, index).get("file_path")
+        if not isinstance(name, str):
+            reject(path, f"has file_path {name!r} in frames[{index}], wanted the path of an image")
+        return read_image(path.parent, image_name(path, index, name), assume_opaque=assume_opaque)
+
+    views = range(min(num_views, len(frames)))
+    _, angle, poses, images = gather(
+        lambda: _check_count(path, len(frames), num_views),
+        lambda: _camera_angle(path, content),
+        lambda: gather(*(partial(pose, view) for view in views)),
+        lambda: gather(*(partial(image, view) for view in views)),
+    )
+    return stack_views(path, images, np.stack(poses), focal_length(angle, images[0].shape[1]))
 
 
 def count_frames(path: Path) -> int:
@@ -56,6 +84,24 @@ def _frames(path: Path, content: dict[str, Any]) -> list[Any]:
     if not isinstance(frames, list):
         reject(path, "has no list 'frames'")
     return frames
+
+
+def _frame(path: Path, frames: list[Any], index: int) -> dict[str, Any]:
+    if not isinstance(frames[index], dict):
+        reject(path, f"has a frames[{index}] that is not an object")
+    return frames[index]
+
+
+def _check_count(path: Path, count: int, wanted: int) -> None:
+    if count < wanted:
+        reject(path, f"lists {counted(count, 'frame')}, {wanted} are wanted; ask for fewer (--data.num-views)")
+
+
+def _camera_angle(path: Path, content: dict[str, Any]) -> float:
+    angle = content.get("camera_angle_x")
+    if not isinstance(angle, int | float) or isinstance(angle, bool) or not _MIN_ANGLE < angle < math.pi:
+        reject(path, f"has camera_angle_x {angle!r}, wanted radians between 0 and pi")
+    return float(angle)
 
 
 def write_transforms(path: Path, transforms: Transforms) -> None:
@@ -105,15 +151,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         reject(path, "does not hold a JSON object")
     return content
-
-
-def _parse_frame(path: Path, index: int, frame: Any) -> tuple[str, np.ndarray]:
-    if not isinstance(frame, dict):
-        reject(path, f"has a frames[{index}] that is not an object")
-    name = frame.get("file_path")
-    if not isinstance(name, str):
-        reject(path, f"has file_path {name!r} in frames[{index}], wanted the path of an image")
-    return name, check_pose(path, f"transform_matrix in frames[{index}]", frame.get("transform_matrix"))
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmeta import signals
+from jaxmeta.data.folders import check_size
 from jaxmeta.data.slices import load_slices
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
@@ -27,6 +28,7 @@ from jaxmeta.objectives import projection_loss
 from jaxmeta.samples import Samples, grid_points, values_at
 from jaxmeta.signals import Evaluated, Kind, Protocol, Signal, Split
 from jaxmeta.tomography import Scan, even_angles, project
+from jaxmeta.words import counted
 
 _NUM_POINTS = 1024
 
@@ -72,15 +74,17 @@ class CTConfig(Kind):
     """Slices, and the network that holds one."""
 
     kind: ClassVar[str] = "ct"
+    units: ClassVar[tuple[str, str]] = ("projection", "slice")
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
 
     def check(self, *, num_rays: int | None, support: Sequence[int], query: Sequence[int]) -> None:
-        """Refuses directions that there are not.
+        """Refuses directions that there are not, and slices that are too small.
 
         Raises:
           InputError: names the flag.
         """
+        check_size(self.data.size)
         if num_rays is not None and num_rays > self.data.num_views:
             raise InputError(f"--inner.num-rays {num_rays} must be at most --data.num-views {self.data.num_views}")
         if not all(0 <= view < self.data.num_views for view in support):
@@ -117,8 +121,22 @@ class CTConfig(Kind):
         scan = Scan(np.asarray(projections), np.broadcast_to(angles, (len(ids), len(angles))))
         return Split(ids, Scene(scan, density), density.shape[1:], content)
 
+    def notes(self, support: Sequence[int], query: int) -> tuple[str, str]:
+        """Returns the number of projections; the query is the slice."""
+        return counted(len(support), "projection"), ""
+
+    def explanation(self, support: Sequence[int]) -> str:
+        """Returns what a sinogram is."""
+        return (
+            "The support is a sinogram: a band for each projection, and so for each direction in which rays pass "
+            "through the slice. Along a band, it is the brighter the more a ray meets. Of the slice itself the "
+            "network is given nothing."
+        )
+
     def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Picture]:
-        """Draws slices.png: what comes out of each number of projections."""
+        """Draws slices.png where there are several numbers of projections: what comes out of each."""
+        if len(done.supports) < 2:
+            return []
         return [slices_by_views.draw_slices(out / "slices.png", done, num_scenes=num_scenes)]
 
     def assemble(self, *, size: tuple[int, int], num_rays: int | None, twice: bool = False) -> Signal:
@@ -152,7 +170,22 @@ class CTConfig(Kind):
             support=some_projections,
             output=output,
             query=lambda scenes, chosen, numbers: scenes.density[chosen][:, None],
+            given=lambda scene: sinogram(scene.scan.projections),
         )
+
+
+def sinogram(projections: Float[Any, "directions size"]) -> Float[np.ndarray, "size size 3"]:
+    """Returns projections as a picture: below each other a band for each, parted by white lines; the largest is white.
+
+    Of more projections than there are rows some are left out.
+    """
+    projections = np.asarray(projections)
+    count, size = projections.shape
+    rows = np.arange(size) * count // size
+    image = projections[rows] / max(projections.max(), np.finfo(np.float32).tiny)
+    if 4 * count <= size:
+        image[1:][rows[1:] != rows[:-1]] = 1
+    return np.asarray(grey(image))
 
 
 def grey(density: Float[Any, "size size"]) -> Float[Array, "size size 3"]:

@@ -12,18 +12,18 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from jaxmeta import signals
+from jaxmeta.data.folders import check_size
 from jaxmeta.data.images import load_images
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
 from jaxmeta.fields import FourierMLP, Siren
-from jaxmeta.figures import Picture
-from jaxmeta.kinds import partial_pictures
 from jaxmeta.objectives import regression_loss
 from jaxmeta.samples import Samples, grid_points, unit_values, values_at, values_somewhere
-from jaxmeta.signals import Evaluated, Kind, Signal, Split
+from jaxmeta.signals import Kind, Signal, Split
+from jaxmeta.words import counted
 
 PARTS = ("whole", "left half", "right half", "random tenth", "other nine tenths")
 _SHARE = 0.1
@@ -64,11 +64,13 @@ class ImagesConfig(Kind):
     """Pictures, and the network that holds one."""
 
     kind: ClassVar[str] = "images"
+    names: ClassVar[tuple[str, ...]] = PARTS
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
 
     def check(self, *, num_rays: int | None, support: Sequence[int], query: Sequence[int]) -> None:
-        """Refuses parts that a picture does not have."""
+        """Refuses parts that a picture does not have, and pictures that are too small."""
+        check_size(self.data.size)
         check_parts(support, query)
 
     def count_views(self, name: str, *, num_scenes: int | None = None) -> int:
@@ -83,11 +85,24 @@ class ImagesConfig(Kind):
         samples = Samples(np.broadcast_to(points, (len(images), *points.shape)), images)
         return Split(ids, samples, images.shape[1:3], content)
 
-    def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Picture]:
-        """Draws parts.png where a part of each picture was given: what the network makes of all of it."""
-        if done.supports[0] == (0,):
-            return []
-        return [partial_pictures.draw_parts(out / "parts.png", done, num_scenes=num_scenes)]
+    def pictured(self, numbers: Int[np.ndarray, "*tasks"]) -> Int[np.ndarray, "*tasks"]:
+        """Returns the number of all of the picture, whatever part of it was scored."""
+        return np.zeros_like(numbers)
+
+    def notes(self, support: Sequence[int], query: int) -> tuple[str, str]:
+        """Returns the names of the parts; none where all of the picture is fitted and scored."""
+        if query == 0 and tuple(support) == (0,):
+            return "", ""
+        return PARTS[support[0]] if len(support) == 1 else counted(len(support), "part"), PARTS[query]
+
+    def explanation(self, support: Sequence[int]) -> str:
+        """Returns how to see which part was given, where it was not all."""
+        if 0 in support:
+            return ""
+        return (
+            "The grey pixels of the support were not given; what the network makes of them comes from what was learned "
+            "about the class. The PSNR is of the part that is named below the target."
+        )
 
     def assemble(self, *, size: tuple[int, int], num_rays: int | None, twice: bool = False) -> Signal:
         """Returns the functions of this kind of signal."""
@@ -100,6 +115,7 @@ class ImagesConfig(Kind):
             support=some_parts,
             query=each_part,
             output=partial(values_somewhere, network.apply),
+            given=partial(in_place, size),
         )
 
 
@@ -156,6 +172,14 @@ def part_of(samples: Samples, scene: int, number: int) -> Samples:
     few = max(int(_SHARE * len(order)), 1)
     chosen = order[:few] if number == 3 else order[few:]
     return Samples(points.reshape(-1, 2)[chosen, None], values.reshape(-1, values.shape[-1])[chosen, None])
+
+
+def in_place(size: tuple[int, int], samples: Samples) -> Float[np.ndarray, "height width 3"]:
+    """Returns the picture of this height and width of which there are samples, grey where there is none."""
+    image = np.full((*size, 3), 0.5, np.float32)
+    rows, columns = np.rint(np.asarray(samples.points).reshape(-1, 2) * size).astype(int).T
+    image[rows, columns] = np.asarray(unit_values(samples)).reshape(-1, 3)
+    return image
 
 
 def _places(scene: Any, numbers: Any) -> list[tuple[int, int]]:

@@ -30,4 +30,4 @@ def refit(
     adapt = make_adapt(done.signal.loss, done.optimiser, mesh, stages=[num_steps])
     keys = jax.random.split(jax.random.key(done.seed), len(scenes))
     adapted = {name: adapt(jax.device_get(done.initialisations[name]), support, keys) for name in names}
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[:, 0], adapted)
+    return jax.tree.map(lambda leaf: leaf[:, 0], adapted)

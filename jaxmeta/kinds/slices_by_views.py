@@ -11,6 +11,7 @@ from jaxmeta.gallery import PAIR
 from jaxmeta.kinds.refits import refit
 from jaxmeta.metalearning import Params
 from jaxmeta.signals import Evaluated
+from jaxmeta.words import counted
 
 FEW_STEPS = {1: 50, 2: 100}
 """Of the paper's authors, who take 1000 with more projections."""
@@ -60,4 +61,4 @@ def _num_steps(num_views: int, most: int) -> int:
 
 
 def _title(num_views: int, most: int) -> str:
-    return f"{num_views} view{'s' * (num_views > 1)}\n{_num_steps(num_views, most)} steps"
+    return f"{counted(num_views, 'projection')}\n{counted(_num_steps(num_views, most), 'step')}"

@@ -70,6 +70,7 @@ class ViewsConfig(Kind):
     """Scenes, and the network that holds one."""
 
     kind: ClassVar[str] = "views"
+    units: ClassVar[tuple[str, str]] = ("view", "view")
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
     sampling: Sampling = Sampling()
@@ -111,6 +112,11 @@ class ViewsConfig(Kind):
     def training_views(self) -> list[int]:
         """Returns the views that training is on."""
         return list(range(self.data.num_views))
+
+    def notes(self, support: Sequence[int], query: int) -> tuple[str, str]:
+        """Returns the numbers of the first view of a support and of a query view, as the data set has them."""
+        several = f" (1 of {len(support)})" if len(support) > 1 else ""
+        return f"view {support[0]}{several}", f"view {query}"
 
     def with_one_view(self) -> "ViewsConfig":
         """Returns the config of a training from one view of each scene."""

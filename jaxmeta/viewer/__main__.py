@@ -25,6 +25,7 @@ from jaxmeta.viewer import loop
 from jaxmeta.viewer.machine import FAST, SLOW, make_machine
 from jaxmeta.viewer.pictures import Start
 from jaxmeta.viewer.sessions import Inbox
+from jaxmeta.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def main() -> None:
     with page.open_page(
         wanted.host, wanted.port, inbox, ids=split.ids, num_views=views.images.shape[1], start=start
     ) as (shown, address):
-        print(f"{len(split.ids)} scenes of '{wanted.split}' at {address}; Ctrl-C ends it", flush=True)
+        print(f"{counted(len(split.ids), 'scene')} of '{wanted.split}' at {address}; Ctrl-C ends it", flush=True)
         try:
             loop.serve(inbox, machine, costs, starts, views, shown)
         except KeyboardInterrupt:
