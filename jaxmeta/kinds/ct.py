@@ -20,8 +20,6 @@ from jaxmeta.data.slices import load_slices
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
 from jaxmeta.fields import FourierMLP
-from jaxmeta.figures import Picture
-from jaxmeta.kinds import slices_by_views
 from jaxmeta.metalearning import Params
 from jaxmeta.objectives import projection_loss
 from jaxmeta.samples import Samples, grid_points, values_at
@@ -117,8 +115,10 @@ class CTConfig(Kind):
         scan = Scan(np.asarray(projections), np.broadcast_to(angles, (len(ids), len(angles))))
         return Split(ids, Scene(scan, density), density.shape[1:], content)
 
-    def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Picture]:
+    def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Any]:
         """Draws slices.png: what comes out of each number of projections."""
+        from jaxmeta.kinds import slices_by_views  # brings Matplotlib, which a training need not wait for
+
         return [slices_by_views.draw_slices(out / "slices.png", done, num_scenes=num_scenes)]
 
     def assemble(self, *, size: tuple[int, int], num_rays: int | None, twice: bool = False) -> Signal:

@@ -19,8 +19,6 @@ from jaxmeta.data.images import load_images
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
 from jaxmeta.fields import FourierMLP, Siren
-from jaxmeta.figures import Picture
-from jaxmeta.kinds import partial_pictures
 from jaxmeta.objectives import regression_loss
 from jaxmeta.samples import Samples, grid_points, unit_values, values_at, values_somewhere
 from jaxmeta.signals import Evaluated, Kind, Signal, Split
@@ -83,8 +81,10 @@ class ImagesConfig(Kind):
         samples = Samples(np.broadcast_to(points, (len(images), *points.shape)), images)
         return Split(ids, samples, images.shape[1:3], content)
 
-    def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Picture]:
+    def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Any]:
         """Draws parts.png where a part of each picture was given: what the network makes of all of it."""
+        from jaxmeta.kinds import partial_pictures  # brings Matplotlib, which a training need not wait for
+
         if done.supports[0] == (0,):
             return []
         return [partial_pictures.draw_parts(out / "parts.png", done, num_scenes=num_scenes)]
