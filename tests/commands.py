@@ -35,6 +35,8 @@ TINY = {
     "checkpoint-every": 2,
     "log-every": 2,
 }
+PATIENCE = 600
+"""Seconds until a command counts as hanging; on a busy machine a start alone can take minutes."""
 STEPS = {"outer__num_steps": 12}
 STOP_AT_6 = """
 import jaxmeta.training as m
@@ -128,7 +130,7 @@ class Commands:
     def run(self, words: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
         process = self.start(words, **kwargs)
         try:
-            stdout, stderr = process.communicate(timeout=120)
+            stdout, stderr = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

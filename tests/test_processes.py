@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Commands, metrics
+from commands import PATIENCE, Commands, metrics
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def start_two(commands: Commands, run: Path, **flags: object) -> list[subprocess
 
 
 def wait_for_steps(run: Path, count: int) -> None:
-    for _ in range(1200):
+    for _ in range(10 * PATIENCE):
         if (run / "metrics.jsonl").exists() and len(metrics(run)) >= count:
             return
         time.sleep(0.1)
@@ -38,7 +38,7 @@ def test_two_processes_do_what_one_does(commands, tmp_path):
     flags = {"outer.num-scenes": 3, "outer.num-steps": 8}
     pair = start_two(commands, tmp_path / "two", **flags)
     alone = commands.train(tmp_path / "one", num_devices=4, **flags)
-    outputs = [process.communicate(timeout=240) for process in pair]
+    outputs = [process.communicate(timeout=PATIENCE) for process in pair]
     assert [alone.returncode, *(process.returncode for process in pair)] == [0, 0, 0], outputs
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [row["step"] for row in one] == [row["step"] for row in two] == [2, 4, 6, 8]
@@ -55,14 +55,14 @@ def test_one_preempted_all_stop_at_the_same_step_and_continue(commands, tmp_path
     pair = start_two(commands, run, **{"outer.num-steps": 100_000})
     wait_for_steps(run, 3)
     pair[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=120) for process in pair]
+    outputs = [process.communicate(timeout=PATIENCE) for process in pair]
     assert [process.returncode for process in pair] == [143, 143], outputs
     step = metrics(run)[-1]["step"]
     for _, stderr in outputs:
         assert f"error: stopped at step {step}; the same command continues" in stderr
     assert (run / "checkpoints" / str(step)).is_dir()
     pair = start_two(commands, run, **{"outer.num-steps": step + 2})
-    outputs = [process.communicate(timeout=240) for process in pair]
+    outputs = [process.communicate(timeout=PATIENCE) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert f"meta-steps {step} to {step + 2}" in outputs[0][0]
 
@@ -73,7 +73,7 @@ def test_t19_one_killed_the_other_ends(commands, tmp_path, victim):
     pair = start_two(commands, run, **{"outer.num-steps": 100_000})
     wait_for_steps(run, 3)
     pair[victim].kill()
-    _, stderr = pair[1 - victim].communicate(timeout=120)
+    _, stderr = pair[1 - victim].communicate(timeout=PATIENCE)
     pair[victim].communicate()
     # Either it finds that the other does not answer, or jax does, which aborts it.
     if pair[1 - victim].returncode == 1:

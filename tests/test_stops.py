@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from commands import COMPILING, STEPS, ended, metrics, same_end, steps
+from commands import COMPILING, PATIENCE, STEPS, ended, metrics, same_end, steps
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def test_t6_t7_a_signal_from_outside_while_it_trains(commands, tmp_path, number)
     while not process.stdout.readline().startswith("step "):
         assert process.poll() is None, process.stderr.read()
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     step = metrics(run)[-1]["step"]
     assert f"error: stopped at step {step}; " in stderr
@@ -82,7 +82,7 @@ def test_t19_a_stuck_step_is_ended_with_stacks(commands, whole, half):
     assert done.returncode == 1
     assert "Timeout" in done.stderr and 'train.py", line' in done.stderr and "in train" in done.stderr
     assert steps(half)[-1] in (6, 8)
-    ended(commands.train(half, step_timeout=60, **STEPS), 0)
+    ended(commands.train(half, step_timeout=PATIENCE, **STEPS), 0)
     same_end(half, whole)
 
 
@@ -106,7 +106,7 @@ def test_nobody_reads_the_output(commands, half):
     os.close(read)
     process = commands.start(commands.train_words(half, **STEPS), stdout=write)
     os.close(write)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert stderr.splitlines()[-1] == "error: nobody reads the output any more; send it to a file"
     assert steps(half)[-1] >= 6

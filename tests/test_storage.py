@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import STEPS, digests, ended, steps, timeless
+from commands import PATIENCE, STEPS, digests, ended, steps, timeless
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def half_wide(halfway_wide, tmp_path) -> Path:
 
 def test_t10_disk_full_until_the_end(commands, wide, half_wide):
     process = commands.start(commands.train_words(half_wide, **STEPS, **WIDE), fault=ONLY_SMALL_FILES)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 6
     assert "warning: a checkpoint could not be written" in stderr and "training goes on" in stderr
     assert "step 8/12" in stdout  # it did
@@ -52,7 +52,7 @@ def test_t10_disk_full_until_the_end(commands, wide, half_wide):
 
 def test_t10_disk_full_for_the_last_save_alone(commands, half_wide):
     process = commands.start(commands.train_words(half_wide, outer__num_steps=6, **WIDE), fault=ONLY_SMALL_FILES)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 6 and "could not be written" in stderr
     assert steps(half_wide) == [2, 4]
 
