@@ -27,7 +27,7 @@ from jaxtyping import PyTree
 
 from jaxmeta import __version__
 from jaxmeta.devices import is_main_process
-from jaxmeta.errors import CheckpointError, DivergedError, InputError, StorageError
+from jaxmeta.errors import CheckpointError, DivergedError, InputError, StorageError, reason, show_if_debugging
 from jaxmeta.metalearning import MetaState
 
 FORMAT = 1
@@ -128,12 +128,14 @@ def finish(checkpoints: Checkpoints) -> None:
 def _storage_errors(checkpoints: Checkpoints) -> Iterator[None]:
     try:
         yield
+    except jax.errors.JaxRuntimeError:  # the processes do not reach each other: no disk is to blame
+        raise
     except Exception as error:  # orbax and tensorstore wrap an OSError in many ways
         for litter in Path(checkpoints.directory).glob("*.orbax-checkpoint-tmp*"):
             _remove(litter)
         checkpoints.reload()
         raise StorageError(
-            f"a checkpoint could not be written to {checkpoints.directory} ({_first_line(error)}); the ones before it "
+            f"a checkpoint could not be written to {checkpoints.directory} ({reason(error)}); the ones before it "
             "are intact; free some space and run the same command again"
         ) from error
 
@@ -167,7 +169,8 @@ def restore(
             found = _restore_step(checkpoints, step, like, sharding)
             break
         except Exception as error:  # orbax raises many kinds for damaged files; each makes a step unusable
-            rejected[step] = f"checkpoint {step} rejected: {_first_line(error)}"
+            rejected[step] = f"checkpoint {step} rejected: {reason(error)}"
+            show_if_debugging(error)
             print(f"warning: {rejected[step]}", file=sys.stderr)
     if rejected and not found:
         raise CheckpointError(
@@ -202,17 +205,26 @@ def _set_aside(checkpoints: Checkpoints, steps: list[int]) -> None:
 
 def _restore_step(checkpoints: Checkpoints, step: int, like: MetaState, sharding: Sharding) -> Restored:
     meta = _restore_meta(checkpoints, step)
+    try:
+        return Restored(_restore_state(checkpoints, step, like, sharding, meta["digests"]), meta)
+    except Exception as error:  # as in restore
+        raise CheckpointError(f"{reason(error)}{_other_versions(meta)}") from error
+
+
+def _restore_state(
+    checkpoints: Checkpoints, step: int, like: MetaState, sharding: Sharding, digests: dict[str, str]
+) -> MetaState:
     found, wanted = _kinds(checkpoints.item_metadata(step)["state"]), _kinds(like)
     for path in sorted(found.keys() | wanted.keys()):
         if found.get(path) != wanted.get(path):
             raise CheckpointError(f"{path} is {found.get(path)}, wanted {wanted.get(path)}")
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     state = checkpoints.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-    if _digests(state) != meta["digests"]:
+    if _digests(state) != digests:
         raise CheckpointError("its arrays differ from what was saved")
     if int(state.step) != step:
         raise CheckpointError(f"it is of step {int(state.step)}")
-    return Restored(state, meta)
+    return state
 
 
 def _restore_meta(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
@@ -220,15 +232,23 @@ def _restore_meta(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     if meta.get("format") != FORMAT:
         raise CheckpointError(
             f"its format is {meta.get('format')}, jaxmeta {__version__} reads {FORMAT}; it was written by "
-            f"{meta.get('versions')}"
+            f"{_listed(meta.get('versions') or {})}"
         )
     if meta.get("seal") != _seal(meta):
         raise CheckpointError("its description differs from what was saved")
     return meta
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _other_versions(meta: dict[str, Any]) -> str:
+    here, there = versions(), meta.get("versions") or {}
+    other = {name: there[name] for name in there if there[name] != here.get(name)}
+    if not other:
+        return ""
+    return f"; it was written by {_listed(other)}, here is {_listed({name: here.get(name) for name in other})}"
+
+
+def _listed(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in found.items()) or "an unknown version"
 
 
 def _digests(state: MetaState) -> dict[str, str]:

@@ -59,7 +59,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     if "--debug" not in sys.argv:
         # What fails in orbax's threads is raised again where its result is wanted.
         threading.excepthook = sys.unraisablehook = lambda _: None
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         main()
         sys.exit(0)
@@ -68,7 +69,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except JaxmetaError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        first_line = reason(error)
         if isinstance(error, BrokenPipeError):
             _fail("nobody reads the output any more; send it to a file", JaxmetaError.exit_code)
         if isinstance(error, OSError) and error.errno in _STORAGE:
@@ -76,10 +77,31 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         if "RESOURCE_EXHAUSTED" in str(error):
             advice = "lower --outer.num-scenes, --inner.num-rays or --scenes-at-once"
             _fail(f"a device ran out of memory ({first_line}); {advice}", OutOfMemoryError.exit_code)
+        if type(error).__name__ == "JaxRuntimeError" and "--processes.join" in sys.argv:
+            _tell(f"the processes broke off ({first_line}); the same command in each of them continues the run")
+            os._exit(JaxmetaError.exit_code)  # jax would wait for the others at the exit of the interpreter
         _fail(f"unexpected: {type(error).__name__}: {first_line}; --debug shows where", JaxmetaError.exit_code)
 
 
+def reason(error: Exception) -> str:
+    """Returns the first line of an error; of the long ones of tensorstore the kind and the innermost cause."""
+    line = (str(error) or type(error).__name__).splitlines()[0].split(" [tensorstore_spec=")[0]
+    outer, nested, cause = line.rpartition(": Error ")
+    return f"{outer.split(':')[0]}: {cause}" if nested else line
+
+
+def show_if_debugging(error: Exception) -> None:
+    """Prints where an error that does not end the command came from, with `--debug` on the command line."""
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+
+
 def _fail(message: str, exit_code: int) -> NoReturn:
+    _tell(message)
+    sys.exit(exit_code)
+
+
+def _tell(message: str) -> None:
     try:
         if "--debug" in sys.argv:
             traceback.print_exc()
@@ -89,7 +111,6 @@ def _fail(message: str, exit_code: int) -> NoReturn:
         # Nobody reads; another attempt at the end of the interpreter would spoil the exit code.
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(exit_code)
 
 
 def _end(number: int, _: object) -> NoReturn:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
 
-from jaxmeta import kernels
 from jaxmeta.encoding import positional_encoding
 from jaxmeta.fields import RadianceField, activate
 from jaxmeta.metalearning import Params
@@ -58,6 +57,8 @@ def _network(params: dict[str, Any], features: BFloat16[Array, "points features"
 
 
 def _forward(params: dict[str, Any], features: BFloat16[Array, "points features"]) -> tuple[Array, Any]:
+    from jaxmeta import kernels  # brings half a second of imports, which only these GPUs need
+
     layers = [params[f"Dense_{index}"] for index in range(len(params))]
     weights = [layer["kernel"].astype(jnp.bfloat16) for layer in layers]
     weights[0] = _fill(weights[0], 0)
@@ -69,6 +70,8 @@ def _forward(params: dict[str, Any], features: BFloat16[Array, "points features"
 
 
 def _backward(residuals: Any, gradient: Float[Array, "points 4"]) -> tuple[dict[str, Any], Array]:
+    from jaxmeta import kernels  # as in _forward
+
     weights, activations, num_features = residuals
     bias_gradient = jnp.sum(gradient, axis=0)
     gradient = gradient.astype(jnp.bfloat16)

@@ -35,6 +35,14 @@ TINY = {
     "checkpoint-every": 2,
     "log-every": 2,
 }
+PATIENCE = 600
+"""Seconds until a command counts as hanging; on a busy machine a start alone can take minutes."""
+STEPS = {"outer__num_steps": 12}
+STOP_AT_6 = """
+import jaxmeta.training as m
+wrap(m, 'summarise', before=lambda done, ids: done.step == 6 and send(signal.SIGTERM))
+"""
+COMPILING = "import jaxmeta.training as m; wrap(m, 'compile_within_memory', before=lambda *_: {do})"
 _WITH_A_FAULT = """
 import os, resource, runpy, signal, sys, time
 sys.path.insert(0, {project!r})
@@ -101,6 +109,7 @@ class Commands:
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # so tiny a network compiles longer than it runs
         }
 
     def train_words(self, run: Path, *more: object, **flags: object) -> list[str]:
@@ -121,7 +130,7 @@ class Commands:
     def run(self, words: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
         process = self.start(words, **kwargs)
         try:
-            stdout, stderr = process.communicate(timeout=120)
+            stdout, stderr = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

@@ -2,12 +2,14 @@
 
 # ruff: noqa: E402
 import os
+import shutil
 
 # Before jax starts: eight devices on any machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -52,6 +54,41 @@ def x64() -> Iterator[None]:
 def generator() -> np.random.Generator:
     """Inputs that are as good as any others; no test knows their values."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory) -> Any:
+    """Starts the commands; see `Commands`."""
+    from commands import Commands  # which imports the package, as few tests need to
+
+    return Commands(tmp_path_factory.mktemp("commands"))
+
+
+@pytest.fixture(scope="session")
+def whole(commands, tmp_path_factory) -> Path:
+    """A training that nothing happened to."""
+    from commands import STEPS, ended
+
+    run = tmp_path_factory.mktemp("whole") / "run"
+    ended(commands.train(run, **STEPS), 0)
+    return run
+
+
+@pytest.fixture(scope="session")
+def halfway(commands, whole, tmp_path_factory) -> Path:
+    """Stopped at step 6; its best state is that of the end, as if it had been there before and lost its checkpoints."""
+    from commands import STEPS, STOP_AT_6, ended
+
+    run = Path(shutil.copytree(whole, tmp_path_factory.mktemp("halfway") / "run"))
+    shutil.rmtree(run / "checkpoints")
+    ended(commands.train(run, fault=STOP_AT_6, **STEPS), 143)
+    return run
+
+
+@pytest.fixture
+def half(halfway, tmp_path) -> Path:
+    """A copy of `halfway`, to be damaged."""
+    return Path(shutil.copytree(halfway, tmp_path / "half"))
 
 
 NUM_SCENES, NUM_VIEWS, SIZE, FOCAL = 24, 4, 12, 14.0

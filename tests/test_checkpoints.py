@@ -215,7 +215,11 @@ def other_data(run: Path) -> str:
 
 
 def newer_format(run: Path) -> str:
-    return change_meta(run, format=2, versions={"jaxmeta": "9.9"})
+    return change_meta(run, format=2, versions={"jaxmeta": "9.9", "jax": "1.0"})
+
+
+def older_format(run: Path) -> str:
+    return change_meta(run, format=0, versions={"jaxmeta": "0.0.1", "jax": "0.4.30"})
 
 
 REASONS = {
@@ -223,24 +227,64 @@ REASONS = {
     other_arrays: "its arrays differ from what was saved",
     copied_step: "it is of step 1",
     other_data: "its description differs from what was saved",
-    newer_format: r"its format is 2, jaxmeta \S+ reads 1; it was written by {'jaxmeta': '9.9'}",
+    newer_format: r"its format is 2, jaxmeta \S+ reads 1; it was written by jaxmeta 9\.9, jax 1\.0$",
+    older_format: r"its format is 0, jaxmeta \S+ reads 1; it was written by jaxmeta 0\.0\.1, jax 0\.4\.30$",
 }
 DAMAGES = [
     flip_bits, delete_files, truncate_files, delete_state, delete_meta, empty_step, *REASONS
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=[f"T14-{damage.__name__}" for damage in DAMAGES])
+@pytest.mark.parametrize(
+    "damage", DAMAGES, ids=[f"T{15 if 'format' in damage.__name__ else 14}-{damage.__name__}" for damage in DAMAGES]
+)
 def test_falls_back_to_the_newest_sound_step(run, damage, capsys):
     step = damage(run)
     assert_is_state_at(2, restored(run))
     told = capsys.readouterr().err
     assert told.startswith(f"warning: checkpoint {step} rejected: ")
-    assert told.count("\n") == 1
+    assert told.count("\n") == 1 and len(told) < 300
     assert re.search(REASONS.get(damage, ""), told)
     assert step in names(run / "checkpoints")  # a reader leaves it alone
     assert_is_state_at(2, restored(run, set_aside=True))
     assert names(run / "checkpoints") <= {"1", "2"} and names(run / "rejected") == {f"checkpoints-{step}"}
+
+
+def test_t14_debug_tells_all_of_a_damage(run, capsys, monkeypatch):
+    flip_bits(run)
+    monkeypatch.setattr("sys.argv", ["train.py", "--debug"])
+    assert_is_state_at(2, restored(run))
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback") and "tensorstore_spec" in told
+    assert told.splitlines()[-1].startswith("warning: checkpoint 3 rejected: ")
+
+
+OLDER = {"jaxmeta": "0.0.1", "jax": "0.4.30"}
+
+
+@pytest.fixture
+def older_run(tmp_path, monkeypatch) -> Path:
+    now = checkpoints.versions()
+    with monkeypatch.context() as patch, checkpoints.open_checkpoints(tmp_path) as saved:
+        patch.setattr(checkpoints, "versions", lambda: now | OLDER)
+        checkpoints.save(saved, state_at(3), ABOUT)
+        checkpoints.finish(saved)
+    return tmp_path
+
+
+def test_t15_what_an_older_jax_wrote_comes_back(older_run, capsys):
+    found = restored(older_run)
+    assert_is_state_at(3, found)
+    assert found.meta["versions"].items() >= OLDER.items()
+    assert capsys.readouterr().err == ""
+
+
+def test_t15_what_an_older_jax_wrote_otherwise_is_refused_with_both_versions(older_run):
+    now = checkpoints.versions()
+    here = f"here is jaxmeta {re.escape(now['jaxmeta'])}, jax {re.escape(now['jax'])}\\);"
+    message = rf"wanted float32\[4\]; it was written by jaxmeta 0\.0\.1, jax 0\.4\.30, {here}"
+    with pytest.raises(CheckpointError, match=message):
+        restored(older_run, like=state_at(0, width=4))
 
 
 def test_t14_files_that_are_no_steps_do_not_hinder(run):
@@ -297,6 +341,16 @@ def test_t10_a_save_that_fails_surfaces_and_leaves_no_litter(run, monkeypatch):
         checkpoints.save(saved, state_at(5), {})  # there is space again
         checkpoints.finish(saved)
     assert_is_state_at(5, restored(run))
+
+
+def test_t19_processes_that_lose_each_other_are_no_full_disk(run, monkeypatch):
+    def lost() -> None:
+        raise jax.errors.JaxRuntimeError("INTERNAL: Barrier failed")
+
+    with checkpoints.open_checkpoints(run) as saved:
+        monkeypatch.setattr(saved, "wait_until_finished", lost)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Barrier failed"):
+            checkpoints.finish(saved)
 
 
 def test_t11_a_folder_that_cannot_be_made_is_told(tmp_path):

@@ -8,12 +8,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from commands import PROJECT, Commands, digests, ended, metrics, steps, timeless
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory) -> Commands:
-    return Commands(tmp_path_factory.mktemp("commands"))
+from commands import PROJECT, digests, ended, metrics, steps, timeless
 
 
 @pytest.fixture(scope="module")

@@ -100,8 +100,30 @@ def run(code: str, **kwargs) -> subprocess.Popen[str]:
 def test_t6_sigterm_before_there_is_anything_to_save():
     code = "def main():\n os.kill(os.getpid(), signal.SIGTERM)\n time.sleep(60)\nrun_command(main)"
     with run(code, stderr=subprocess.PIPE) as process:
-        assert process.communicate(timeout=20)[1] == "error: terminated; nothing was left half written\n"
+        assert process.communicate(timeout=120)[1] == "error: terminated; nothing was left half written\n"
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(("flag", "waits"), [("--processes.join", False), ("--no-processes.join", True)])
+def test_t19_a_process_that_lost_the_others_does_not_wait_for_them(flag, waits):
+    code = f"sys.argv.append({flag!r})\nclass JaxRuntimeError(RuntimeError): pass\n"
+    code += "atexit.register(lambda: print('waits for the others'))\n"  # as jax does
+    code += "def main():\n print('step 2')\n raise JaxRuntimeError('UNKNOWN: Gloo AllGather failed')\nrun_command(main)"
+    with run(f"import atexit, sys\n{code}", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (1, "step 2\nwaits for the others\n" if waits else "step 2\n")
+    broke_off = "the processes broke off (UNKNOWN: Gloo AllGather failed); the same command in each of them continues"
+    unexpected = "unexpected: JaxRuntimeError: UNKNOWN: Gloo AllGather failed; --debug"
+    assert stderr.startswith(f"error: {unexpected if waits else broke_off}") and stderr.count("\n") == 1
+
+
+def test_a_long_reason_is_its_kind_and_its_innermost_cause():
+    inner = "Error reading x: Error decoding b-tree node: CRC-32C checksum verification failed: expected=2, actual=3"
+    told = errors.reason(
+        ValueError(f"DATA_LOSS: Error opening \"zarr\" driver: {inner} [tensorstore_spec='{{}}']\nmore")
+    )
+    assert told == "DATA_LOSS: decoding b-tree node: CRC-32C checksum verification failed: expected=2, actual=3"
+    assert errors.reason(ValueError("Errors: 3\nmore")) == "Errors: 3"
 
 
 @pytest.mark.parametrize("streams", [("stdout",), ("stderr",), ("stdout", "stderr")])
@@ -113,4 +135,4 @@ def test_the_code_is_right_though_nobody_reads(streams):
     others = {name: subprocess.DEVNULL for name in ("stdout", "stderr")}
     with run(code, **others | {name: write for name in streams}) as process:
         os.close(write)
-        assert process.wait(20) == 6
+        assert process.wait(120) == 6

@@ -19,7 +19,7 @@ PROJECT = Path(__file__).parents[1]
 
 
 def wait_for(condition) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -79,7 +79,7 @@ def test_t6_the_second_signal_ends_the_process_at_once(first, second, stderr_ope
         time.sleep(0.3)
         assert process.poll() is None
         process.send_signal(second)
-        assert process.wait(10) == 128 + second
+        assert process.wait(60) == 128 + second
 
 
 def test_an_interrupted_run_ends_as_in_a_shell():
@@ -131,7 +131,7 @@ def hangs():
     time.sleep(60)
 with watchdog({seconds}) as alive:
     for _ in range(4):
-        time.sleep(0.4)
+        time.sleep(0.6)
         alive()
     print("alive", flush=True)
     {then}
@@ -139,18 +139,18 @@ with watchdog({seconds}) as alive:
 
 
 def test_t19_what_hangs_is_ended_with_all_stacks():
-    with program(STUCK.format(seconds=1.0, then="hangs()")) as process:
-        stdout, stderr = process.communicate(timeout=20)
+    with program(STUCK.format(seconds=2.0, then="hangs()")) as process:
+        stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     assert stdout == "alive\n"  # progress had put it off
     assert "Timeout" in stderr and "in hangs" in stderr
 
 
-@pytest.mark.parametrize("seconds", [0, 1.0])
+@pytest.mark.parametrize("seconds", [0, 2.0])
 def test_t19_what_does_not_hang_is_left_alone(seconds):
-    code = STUCK.format(seconds=seconds, then="pass") + "time.sleep(1.2)"
+    code = STUCK.format(seconds=seconds, then="pass") + "time.sleep(2.2)"
     with program(code) as process:
-        stdout, stderr = process.communicate(timeout=20)
+        stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stdout, stderr) == (0, "alive\n", "")
 
 

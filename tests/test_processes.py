@@ -8,14 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Commands, metrics
+from commands import PATIENCE, Commands, metrics
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory) -> Commands:
-    return Commands(tmp_path_factory.mktemp("processes"))
 
 
 def start_two(commands: Commands, run: Path, **flags: object) -> list[subprocess.Popen[str]]:
@@ -32,7 +27,7 @@ def start_two(commands: Commands, run: Path, **flags: object) -> list[subprocess
 
 
 def wait_for_steps(run: Path, count: int) -> None:
-    for _ in range(1200):
+    for _ in range(10 * PATIENCE):
         if (run / "metrics.jsonl").exists() and len(metrics(run)) >= count:
             return
         time.sleep(0.1)
@@ -44,7 +39,7 @@ def test_two_processes_do_what_one_does(commands, tmp_path):
     # Each of the two reads its own scenes alone; the one has all on its devices.
     pair = start_two(commands, tmp_path / "two", **flags | {"data.residency": "host"})
     alone = commands.train(tmp_path / "one", num_devices=4, **flags)
-    outputs = [process.communicate(timeout=240) for process in pair]
+    outputs = [process.communicate(timeout=PATIENCE) for process in pair]
     assert [alone.returncode, *(process.returncode for process in pair)] == [0, 0, 0], outputs
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [row["step"] for row in one] == [row["step"] for row in two] == [2, 4, 6, 8]
@@ -61,14 +56,14 @@ def test_one_preempted_all_stop_at_the_same_step_and_continue(commands, tmp_path
     pair = start_two(commands, run, **{"outer.num-steps": 100_000})
     wait_for_steps(run, 3)
     pair[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=120) for process in pair]
+    outputs = [process.communicate(timeout=PATIENCE) for process in pair]
     assert [process.returncode for process in pair] == [143, 143], outputs
     step = metrics(run)[-1]["step"]
     for _, stderr in outputs:
         assert f"error: stopped at step {step}; the same command continues" in stderr
     assert (run / "checkpoints" / str(step)).is_dir()
     pair = start_two(commands, run, **{"outer.num-steps": step + 2})
-    outputs = [process.communicate(timeout=240) for process in pair]
+    outputs = [process.communicate(timeout=PATIENCE) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert f"meta-steps {step} to {step + 2}" in outputs[0][0]
 
@@ -79,10 +74,15 @@ def test_t19_one_killed_the_other_ends(commands, tmp_path, victim):
     pair = start_two(commands, run, **{"outer.num-steps": 100_000})
     wait_for_steps(run, 3)
     pair[victim].kill()
-    _, stderr = pair[1 - victim].communicate(timeout=120)
+    _, stderr = pair[1 - victim].communicate(timeout=PATIENCE)
     pair[victim].communicate()
-    assert pair[1 - victim].returncode not in (0, None)
-    assert "heartbeat" in stderr or "error: " in stderr or "Terminating process" in stderr
+    # Either it finds that the other does not answer, or jax does, which aborts it.
+    if pair[1 - victim].returncode == 1:
+        assert "error: the processes broke off (" in stderr
+    else:
+        assert pair[1 - victim].returncode == -signal.SIGABRT, stderr
+        assert "Terminating process because the JAX distributed service detected fatal errors" in stderr
+    assert "free some space" not in stderr  # the disk has nothing to do with it
     # A checkpoint that is whole is left, and one process goes on from it.
     step = metrics(run)[-1]["step"] + 2
     done = commands.train(run, num_devices=4, **{"outer.num-steps": step})

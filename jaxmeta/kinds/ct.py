@@ -21,8 +21,6 @@ from jaxmeta.data.slices import load_slices
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
 from jaxmeta.fields import FourierMLP
-from jaxmeta.figures import Picture
-from jaxmeta.kinds import slices_by_views
 from jaxmeta.metalearning import Params
 from jaxmeta.objectives import projection_loss
 from jaxmeta.samples import Samples, grid_points, values_at
@@ -133,8 +131,10 @@ class CTConfig(Kind):
             "network is given nothing."
         )
 
-    def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Picture]:
+    def draw(self, out: Path, done: Evaluated, *, num_scenes: int) -> list[Any]:
         """Draws slices.png where there are several numbers of projections: what comes out of each."""
+        from jaxmeta.kinds import slices_by_views  # brings Matplotlib, which a training need not wait for
+
         if len(done.supports) < 2:
             return []
         return [slices_by_views.draw_slices(out / "slices.png", done, num_scenes=num_scenes)]

@@ -5,10 +5,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxmeta.evaluation import psnr
+from jaxmeta.evaluation import make_adapt, psnr
 from jaxmeta.figures import Cell, Picture, image_grid
 from jaxmeta.gallery import PAIR
-from jaxmeta.kinds.refits import refit
 from jaxmeta.metalearning import Params
 from jaxmeta.signals import Evaluated
 from jaxmeta.words import counted
@@ -52,8 +51,13 @@ def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
 
 
 def _fitted(done: Evaluated, scenes: np.ndarray, views: tuple[int, ...], names: list[str]) -> dict[str, Params]:
+    """Returns the parameters that each initialisation reaches, along a leading axis of slices, which share no devices."""
+    mesh = jax.make_mesh((1,), ("scenes",), axis_types=done.mesh.axis_types, devices=jax.local_devices()[:1])
+    adapt = make_adapt(done.signal.loss, done.optimiser, mesh, stages=[_num_steps(len(views), done.stages[-1])])
     support = done.signal.support(done.split.scenes, scenes, np.tile(views, (len(scenes), 1)))
-    return refit(done, names, scenes, support, num_steps=_num_steps(len(views), done.stages[-1]))
+    keys = jax.random.split(jax.random.key(done.seed), len(scenes))
+    adapted = {name: adapt(jax.device_get(done.initialisations[name]), support, keys) for name in names}
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:, 0], adapted)
 
 
 def _num_steps(num_views: int, most: int) -> int:
