@@ -51,7 +51,7 @@ def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
 
 
 def _fitted(done: Evaluated, scenes: np.ndarray, views: tuple[int, ...], names: list[str]) -> dict[str, Params]:
-    """Returns the parameters that each initialisation reaches, along a leading axis of slices, which share no devices."""
+    """Returns the parameters that each initialisation reaches, along a leading axis of slices, on one device."""
     mesh = jax.make_mesh((1,), ("scenes",), axis_types=done.mesh.axis_types, devices=jax.local_devices()[:1])
     adapt = make_adapt(done.signal.loss, done.optimiser, mesh, stages=[_num_steps(len(views), done.stages[-1])])
     support = done.signal.support(done.split.scenes, scenes, np.tile(views, (len(scenes), 1)))
