@@ -109,7 +109,6 @@ class Commands:
             "JAX_COMPILATION_CACHE_DIR": str(self._cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # so tiny a network compiles longer than it runs
         }
 
     def train_words(self, run: Path, *more: object, **flags: object) -> list[str]:

@@ -7,6 +7,8 @@ import shutil
 # Before jax starts: eight devices on any machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Of LLVM alone: these programs are compiled longer than they run. Commands that tests start are compiled so too.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

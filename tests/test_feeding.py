@@ -53,7 +53,7 @@ def test_auto_keeps_the_scenes_where_they_fit(monkeypatch):
         assert resolve_residency("host", SCENES) == "host"
 
 
-def test_a_failure_in_the_thread_is_raised_where_its_item_is_due():
+def test_t20_a_failure_in_the_thread_is_raised_where_its_item_is_due():
     def make(item: int) -> int:
         if item == 2:
             raise OSError("scene 2 is gone")

@@ -355,7 +355,7 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("name", PICKLES)
-def test_a_pickle_stays_shut(tmp_path, name):
+def test_n5_a_pickle_stays_shut(tmp_path, name):
     make, reason = PICKLES[name]
     (tmp_path / name).write_bytes(make(Bomb(tmp_path / "exploded")))
     with pytest.raises(InputError, match=rf"{name} is not .*{reason}.*a pickle is never loaded") as caught:
@@ -365,7 +365,7 @@ def test_a_pickle_stays_shut(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["lamps.PT", "lamps.dill", "lamps.pickle"])
-def test_the_name_of_a_pickle_is_enough(exported, tmp_path, name):
+def test_n5_the_name_of_a_pickle_is_enough(exported, tmp_path, name):
     (tmp_path / name).write_bytes(exported.read_bytes())
     with pytest.raises(InputError, match="it is a pickle"):
         initialisations.read(tmp_path / name)
@@ -512,7 +512,7 @@ def test_the_commands_import_a_foreign_network_that_eval_accepts(tmp_path, gener
     assert done.returncode == 3 and "run which was imported or not validated" in done.stderr
 
 
-def test_the_command_refuses_a_pickle_with_exit_code_2(tmp_path):
+def test_n5_the_command_refuses_a_pickle_with_exit_code_2(tmp_path):
     (tmp_path / "chairs.pkl").write_bytes(pickled(Bomb(tmp_path / "exploded"), 4))
     done = command("-m", "jaxmeta.interchange", "import", tmp_path / "chairs.pkl", tmp_path / "run")
     assert done.returncode == 2

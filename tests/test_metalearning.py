@@ -153,7 +153,7 @@ def test_not_jitted_is_the_same(improve_with_adam):
 
 
 @pytest.mark.parametrize("harm", [np.nan, np.inf, 1e38])
-def test_a_diverged_scene_is_left_out(improve_with_adam, harm):
+def test_t1_a_diverged_scene_is_left_out(improve_with_adam, harm):
     # 1e38 is finite, its square is not.
     state = initial_state(START, optax.adam(0.1))
     harmed = TARGETS.at[1].set(harm)
@@ -191,7 +191,7 @@ def test_a_scene_that_diverges_on_its_last_step_is_noticed():
     assert after.params == 1
 
 
-def test_a_step_on_which_all_scenes_diverge_only_counts(improve_with_adam):
+def test_t2_a_step_on_which_all_scenes_diverge_only_counts(improve_with_adam):
     # From a state whose moments are not zero: Adam would move on by them alone.
     state, _ = improve_with_adam(initial_state(START, optax.adam(0.1)), TARGETS, KEYS, ALL)
     after, metrics = improve_with_adam(state, jnp.full(3, jnp.nan), KEYS, ALL)

@@ -184,7 +184,7 @@ def test_every_step_and_every_place_has_its_own_draws(mesh8):
     assert len(np.unique(draws)) == draws.size
 
 
-def test_a_diverged_scene_is_left_out(noisy8):
+def test_t1_a_diverged_scene_is_left_out(noisy8):
     targets = Noisy.targets.at[9].set(jnp.nan)
     state, metrics = noisy8.run([[4, 9, 2]], targets=targets)
     without, _ = noisy8.run([[4, FILLER, 2]], targets=targets)
@@ -192,7 +192,7 @@ def test_a_diverged_scene_is_left_out(noisy8):
     np.testing.assert_array_equal(metrics.diverged[0], [False, True] + [False] * 6)
 
 
-def test_a_step_on_which_all_diverge_only_counts(noisy8):
+def test_t2_a_step_on_which_all_diverge_only_counts(noisy8):
     before, _ = noisy8.run([[4, 9, 2]])
     after, metrics = noisy8.run([[4, 9, 2]], state=before, targets=jnp.full(20, jnp.inf))
     assert_trees_equal((after.params, after.opt_state), (before.params, before.opt_state))
@@ -200,7 +200,7 @@ def test_a_step_on_which_all_diverge_only_counts(noisy8):
     assert metrics.diverged[0, :3].all()
 
 
-def test_one_compilation_for_all_chunks(mesh8, caplog):
+def test_t16_one_compilation_for_all_chunks(mesh8, caplog):
     fresh = Noisy(mesh8)
     scenes = jax.device_put(fresh.targets, replicated(mesh8))
     state = fresh.state()

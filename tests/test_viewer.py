@@ -116,6 +116,13 @@ def test_the_mouse_orbits(browser):
     eventually(lambda: differs(browser, before))
 
 
+def test_n7_nobody_else_reaches_it(served):
+    port = int(served[1].rpartition(":")[2])
+    socket.create_connection(("127.0.0.1", port), timeout=30).close()
+    with pytest.raises(OSError):  # at another address of this machine, where a server for everybody would answer
+        socket.create_connection(("127.0.0.2", port), timeout=30).close()
+
+
 def test_a_port_that_is_taken_is_told_before_anything_else(served):
     _, address, run = served
     words = [sys.executable, "-m", "jaxmeta.viewer", str(run), "--port", address.rpartition(":")[2]]
