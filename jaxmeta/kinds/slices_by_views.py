@@ -1,6 +1,7 @@
 """Draws what a network makes of slices from more and more projections."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,7 +9,6 @@ import numpy as np
 from jaxmeta.evaluation import make_adapt, psnr
 from jaxmeta.figures import Cell, Picture, image_grid
 from jaxmeta.gallery import PAIR
-from jaxmeta.metalearning import Params
 from jaxmeta.signals import Evaluated
 from jaxmeta.words import counted
 
@@ -50,7 +50,7 @@ def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
     )
 
 
-def _fitted(done: Evaluated, scenes: np.ndarray, views: tuple[int, ...], names: list[str]) -> dict[str, Params]:
+def _fitted(done: Evaluated, scenes: np.ndarray, views: tuple[int, ...], names: list[str]) -> dict[str, Any]:
     """Returns the parameters that each initialisation reaches, along a leading axis of slices, on one device."""
     mesh = jax.make_mesh((1,), ("scenes",), axis_types=done.mesh.axis_types, devices=jax.local_devices()[:1])
     adapt = make_adapt(done.signal.loss, done.optimiser, mesh, stages=[_num_steps(len(views), done.stages[-1])])
