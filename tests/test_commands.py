@@ -79,7 +79,7 @@ def test_baselines_that_are_trained_are_trained_once(commands, run, tmp_path):
     words += ["--query", 2, "--view-counts", 1, 2, "--figure-scenes", 0]
     done = commands.evaluate(whole, *words, "--out", tmp_path / "first")
     ended(done, 0)
-    assert "learned - joint, PSNR dB" in done.stdout and "support views, 1 steps" in done.stdout
+    assert "learned - joint, PSNR dB" in done.stdout and "support views, 1 step" in done.stdout
     joint = whole / "baselines" / "joint"
     assert json.loads((joint / "config.json").read_text())["inner"]["num_steps"] == 1
     before = digests(joint, 7)
