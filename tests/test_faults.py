@@ -190,7 +190,7 @@ def test_t20_an_error_while_scenes_are_fetched_comes_out(commands, tmp_path):
     fault = """
 import jaxmeta.feeding as m
 def broken(*args, **kwargs): raise OSError(5, "Input/output error", "cube1.npy")
-wrap(m, "made_ahead", before=lambda *_: setattr(m.np, "unique", broken))
+m.pad_batches = broken  # what the thread that sends the scenes calls first
 """
     done = commands.train(tmp_path / "run", fault=fault, data__residency="host", **STEPS)
     ended(done, 6, "Input/output error: 'cube1.npy'")  # and no thread hangs
