@@ -3,12 +3,15 @@
 # ruff: noqa: E402
 import os
 import shutil
+import signal
 
 # Before jax starts: eight devices on any machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 # Of LLVM alone: these programs are compiled longer than they run. Commands that tests start are compiled so too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some of them send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
