@@ -1,6 +1,7 @@
 """Lifts coordinates to features that let a small network represent fine detail."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -13,11 +14,16 @@ def positional_encoding(
     with the spacing of Tancik et al. 2021 and without the factor pi). Features are ordered by frequency, then sine
     before cosine, then dimension; there are `2 * num_frequencies * dimensions`.
     """
-    frequencies = 2.0 ** jnp.linspace(0.0, max_log2_frequency, num_frequencies, dtype=coordinates.dtype)
+    frequencies = positional_frequencies(num_frequencies, max_log2_frequency).astype(coordinates.dtype)
     # Elementwise: as a matmul the phases, which reach 2^8 times a coordinate, would be rounded to TF32 on a GPU.
     phases = frequencies[:, None] * coordinates[..., None, :]
     features = jnp.stack([jnp.sin(phases), jnp.cos(phases)], axis=-2)
     return features.reshape(*coordinates.shape[:-1], -1)
+
+
+def positional_frequencies(num_frequencies: int, max_log2_frequency: float) -> Float[np.ndarray, "frequencies"]:
+    """Returns the frequencies of `positional_encoding`, in radians per unit of the coordinates."""
+    return 2.0 ** np.linspace(0.0, max_log2_frequency, num_frequencies)
 
 
 def gaussian_encoding(

@@ -1,6 +1,9 @@
 """The kernels, run by Pallas's interpreter, against the field that XLA runs and against float64."""
 
-import contextlib
+import os
+import pickle
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,25 +11,19 @@ import numpy as np
 import pytest
 
 from jaxmeta import fused
+from jaxmeta.encoding import positional_encoding
 from jaxmeta.errors import InputError
 from jaxmeta.fields import RadianceField
 from jaxmeta.kinds import views
 
-SIZES = {"width": 128, "depth": 2, "num_frequencies": 4, "max_log2_frequency": 3.0}
+SIZES = {"width": 256, "depth": 3, "num_frequencies": 4, "max_log2_frequency": 3.0}
 FIELD = RadianceField(**SIZES, compute_dtype=jnp.bfloat16)
-SCENES, POINTS = 2, 70  # one tile of 64 rows and a part of one
+SCENES, POINTS = 2, 270  # two groups of 128 rows and a part of one
+THREADS = "48"  # The interpreter needs one for each warpgroup of the machine that it plays, and waits forever for more.
 
 needs_interpreter = pytest.mark.skipif(
     not jax.__version__.startswith(fused.KNOWN_VERSIONS), reason=f"kernels are off: {fused.UNKNOWN_VERSION}"
 )
-
-
-@contextlib.contextmanager
-def interpreter():
-    import jax.experimental.pallas.mosaic_gpu as plgpu
-
-    with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
-        yield
 
 
 def scenes():
@@ -49,10 +46,30 @@ def distance(left, right):
     return float(np.linalg.norm(np.asarray(left, np.float64) - right) / np.linalg.norm(right))
 
 
+def interpret():
+    """What the kernels return on a machine of two multiprocessors: losses and gradients, outputs, outputs of rays."""
+    import jax.experimental.pallas.mosaic_gpu as plgpu
+
+    from jaxmeta import kernels
+
+    kernels.MULTIPROCESSORS = 2
+    params, points = scenes()
+    one = jax.tree.map(lambda leaf: leaf[0], params)
+    apply = fused.fused_apply(FIELD)
+    with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
+        by_loss = judged(apply)(params, points)
+        by_scenes = jax.vmap(apply)(params, points)
+        of_rays = jax.vmap(lambda some: apply(one, some))(points[0].reshape(2, POINTS // 2, 3))
+    return jax.device_get((by_loss, by_scenes, of_rays))
+
+
 @pytest.fixture(scope="module")
-def by_kernels():
-    with interpreter():
-        return jax.device_get(judged(fused.fused_apply(FIELD))(*scenes()))
+def interpreted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fused") / "results"
+    code = f"import pickle, test_fused; pickle.dump(test_fused.interpret(), open({str(path)!r}, 'wb'))"
+    environment = os.environ | {"NPROC": THREADS, "PYTHONPATH": os.pathsep.join([*sys.path, os.path.dirname(__file__)])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    return pickle.loads(path.read_bytes())  # noqa: S301  # written above
 
 
 @pytest.fixture(scope="module")
@@ -68,32 +85,42 @@ def in_float64():
 
 
 @needs_interpreter
-def test_values_and_gradients_are_as_near_to_float64_as_bfloat16_allows(by_kernels, by_xla, in_float64):
-    np.testing.assert_allclose(by_kernels[0], in_float64[0], rtol=2e-3)
+def test_values_and_gradients_are_as_near_to_float64_as_bfloat16_allows(interpreted, by_xla, in_float64):
+    losses, gradients = interpreted[0]
+    np.testing.assert_allclose(losses, in_float64[0], rtol=2e-3)
     paths = jax.tree.leaves_with_path(in_float64[1])
-    for (path, exact), ours, theirs in zip(paths, *map(jax.tree.leaves, (by_kernels[1], by_xla[1])), strict=True):
+    for (path, exact), ours, theirs in zip(paths, *map(jax.tree.leaves, (gradients, by_xla[1])), strict=True):
         assert ours.shape == exact.shape
         assert distance(ours, exact) < max(1e-2, 1.3 * distance(theirs, exact)), path
 
 
 @needs_interpreter
-def test_a_scene_alone_and_rays_apart_see_the_same():
-    params, points = scenes()
-    one = jax.tree.map(lambda leaf: leaf[0], params)
-    apply = fused.fused_apply(FIELD)
-    with interpreter():
-        batch = jax.vmap(apply)(params, points)
-        of_rays = jax.vmap(lambda some: apply(one, some))(points[0].reshape(2, 35, 3))
+def test_a_scene_alone_and_rays_apart_see_the_same(interpreted):
+    _, by_scenes, of_rays = interpreted
     jax.tree.map(
-        lambda apart, both: np.testing.assert_array_equal(apart.reshape(both[0].shape), both[0]), of_rays, batch
+        lambda apart, both: np.testing.assert_array_equal(apart.reshape(both[0].shape), both[0]), of_rays, by_scenes
     )
+
+
+def test_the_encoding_of_the_kernels_is_that_of_the_field():
+    field = RadianceField()
+    points = jax.random.uniform(jax.random.key(3), (500, 3), minval=-3.0, maxval=3.0)
+    with jax.enable_x64(True):
+        wide = jnp.asarray(np.float64(points))
+        exact = positional_encoding(
+            wide, num_frequencies=field.num_frequencies, max_log2_frequency=field.max_log2_frequency
+        )
+    rows = np.float64(fused._rows(field, points))
+    np.testing.assert_allclose(rows[:, : exact.shape[1]], exact, atol=2**-9 + 1e-4)
+    np.testing.assert_array_equal(rows[:, exact.shape[1] :], 1.0)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"compute_dtype": jnp.float32}, "not bfloat16"),
-        ({"width": 64}, "--field.width 64"),
+        ({"width": 128}, "--field.width 128 is not 256"),
+        ({"depth": 1}, "--field.depth 1"),
         ({"num_frequencies": 43}, "--field.num-frequencies 43"),
         ({}, "not a Hopper GPU"),
     ],
