@@ -9,6 +9,7 @@ row and one line of JSON. The seconds are of train.py alone, split by when its l
 
 import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,7 @@ def measure(wanted: TimeConfig, seed: int, flags: list[str], run: Path) -> dict[
         "training s": steps,
         "validation s": between,
         "end s": ended - arrivals[-1],
-        "scenes per s": lines[-1]["scenes_per_second"],
+        "scenes per s": statistics.median(line["scenes_per_second"] for line in lines),
     }
     return row if wanted.target is None else row | {"reached": psnr >= wanted.target}
 

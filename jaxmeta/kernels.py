@@ -585,7 +585,7 @@ def _launch_weight_gradients(*operands: Array) -> tuple[Array, Array]:
 
             @pl.loop(0, work.parts, init_carry=begin)
             def next_part(part: Any, slab: Any) -> Any:
-                *_, left_over = work.locate(slab)
+                left_over = work.locate(slab)[-1]
                 stop = lax.min(slab + left_over, end)
 
                 def sum_up(products: Any, sums: Any) -> None:

@@ -145,14 +145,18 @@ def take_steps(
     """
     began, bad_in_a_row = time.perf_counter(), 0
     dispatched = _one_behind(_dispatch(train_steps, state, chunks), lambda chunk: pause(*chunk[:2]))
-    for before, step, state, batches, metrics in dispatched:
-        losses, gradient_norm, diverged = (leaf[: len(batches)] for leaf in jax.device_get(metrics))
-        diverged = diverged[:, : batches.shape[1]]
-        good = np.flatnonzero(~diverged.all(axis=1))
-        bad_in_a_row = len(batches) - 1 - good[-1] if len(good) else bad_in_a_row + len(batches)
+    for together in dispatched:
+        all_metrics = jax.device_get([metrics for *_, metrics in together])
         began, seconds = time.perf_counter(), time.perf_counter() - began
-        yield Progress(state, step, batches, losses, gradient_norm, diverged, int(bad_in_a_row), seconds)
-        if pause(before, step):
+        num_steps = sum(len(batches) for _, _, _, batches, _ in together)
+        for (_, step, state, batches, _), metrics in zip(together, all_metrics, strict=True):
+            losses, gradient_norm, diverged = (leaf[: len(batches)] for leaf in metrics)
+            diverged = diverged[:, : batches.shape[1]]
+            good = np.flatnonzero(~diverged.all(axis=1))
+            bad_in_a_row = len(batches) - 1 - good[-1] if len(good) else bad_in_a_row + len(batches)
+            share = seconds * len(batches) / num_steps
+            yield Progress(state, step, batches, losses, gradient_norm, diverged, int(bad_in_a_row), share)
+        if pause(*together[-1][:2]):
             began = time.perf_counter()
 
 
@@ -169,16 +173,22 @@ def _dispatch(
         step += len(batches)
 
 
-def _one_behind(items: Iterable[Item], hold: Callable[[Item], bool]) -> Iterator[Item]:
-    """Yields each item when the next one is there; one to hold at, at once."""
+def _one_behind(items: Iterable[Item], hold: Callable[[Item], bool]) -> Iterator[list[Item]]:
+    """Yields each item when the next one is there; one to hold at, at once, together with the one before it.
+
+    Together, for how long each took cannot be told: the next chunk is there when the devices have nearly done it.
+    """
     waiting: list[Item] = []
     for item in items:
-        yield from waiting
-        waiting = [item]
         if hold(item):
-            yield item
+            yield [*waiting, item]
             waiting = []
-    yield from waiting
+        else:
+            if waiting:
+                yield waiting
+            waiting = [item]
+    if waiting:
+        yield waiting
 
 
 def summarise(done: Progress, ids: tuple[str, ...]) -> dict[str, Any]:
