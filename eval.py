@@ -9,6 +9,7 @@ Writes results.json, results.csv, pictures and report.html, which holds them, in
 import dataclasses
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from jaxmeta import (
     config,
     configfiles,
     devices,
+    lpips,
     optimisers,
     pictures,
     protocols,
@@ -38,13 +40,14 @@ from jaxmeta.assembly import assemble, first_initialisation
 from jaxmeta.comparison import Shown, Starts, Subject, compare, num_fits
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import JaxmetaError, run_command
+from jaxmeta.evaluation import Distance
 from jaxmeta.figures import Picture
 from jaxmeta.loading import imported_from, load_initialisation
 from jaxmeta.metalearning import Initialisation, Learned
-from jaxmeta.protocols import EvalConfig
+from jaxmeta.protocols import EvalConfig, Plan
 from jaxmeta.report import write_report
 from jaxmeta.results import Outcome
-from jaxmeta.signals import Evaluated
+from jaxmeta.signals import Evaluated, Signal, Split
 from jaxmeta.words import counted
 from train import meta_learn
 
@@ -66,16 +69,19 @@ def main() -> None:
     needed = tasks.views_needed(plan, num_views)
     split = kind.load(wanted.split, num_scenes=wanted.num_scenes, num_views=needed)
     signal = assemble(settings, size=split.size, num_rays=plan.num_rays)
+    perceptual = perceptual_distance(wanted.lpips_weights, signal, split, plan)
     devices.keep_compiled()
     mesh = devices.scene_mesh()
     step, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
     starts = initialisations(wanted, settings, learned, mesh)
     subject = Subject(signal, split.scenes, len(split.ids), num_views)
     ready, compiled_before = time.perf_counter(), compiled()
-    num_starts = len(next(iter(starts.values())))
-    print(f"fitting {counted(len(split.ids), 'scene')} from {counted(num_starts, 'initialisation')}", flush=True)
+    optimiser, seed = protocols.inner_optimiser(plan), wanted.seeds[0]
+    print(f"fitting {counted(len(split.ids), 'scene')} from {counted(len(starts[seed]), 'initialisation')}", flush=True)
     with tqdm(total=num_fits(plan, starts, len(split.ids)), unit="fit", disable=None) as bar:
-        outcomes, shown = compare(subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=bar.update)
+        outcomes, shown = compare(
+            subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=bar.update, lpips=perceptual
+        )
     seconds = {
         "before_fitting": ready - began,
         "fitting_and_scoring": time.perf_counter() - ready,
@@ -90,13 +96,22 @@ def main() -> None:
         "seconds": seconds,
     }
     content = write_results(wanted, about, split.ids, plan.stages, outcomes)
-    optimiser, seed = protocols.inner_optimiser(plan), wanted.seeds[0]
     done = Evaluated(signal, split, plan.supports, plan.stages, optimiser, starts[seed], seed=seed, mesh=mesh)
     made = draw(out, settings, done, shown, num_scenes=wanted.figure_scenes) if wanted.figure_scenes else []
     curves = pictures.write_curves(out, content["summary"], kind.units[0])
     write_report(out / "report.html", content, num_scenes=len(split.ids), curves=curves, pictures=made)
     print(f"results are in {out}; open {out / 'report.html'}")
     report_failures(outcomes, strict=wanted.strict)
+
+
+def perceptual_distance(weights: Path | None, signal: Signal, split: Split, plan: Plan) -> Distance | None:
+    """Returns LPIPS with the weights of a file, which can judge what is scored; None without a file."""
+    if weights is None:
+        return None
+    distance = partial(lpips.distance, lpips.read(weights))
+    query = signal.query(split.scenes, np.zeros(1, int), np.array([plan.query[:1] or (0,)]))
+    lpips.check(jax.eval_shape(signal.target, jax.tree.map(lambda leaf: leaf[0, 0], query)).shape)
+    return distance
 
 
 def initialisations(wanted: EvalConfig, settings: TrainConfig, learned: Initialisation, mesh: Mesh) -> Starts:

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxmeta.capacity import compile_adapt
 from jaxmeta.evaluation import (
     AdaptTasks,
+    Distance,
     Fit,
-    Scores,
     ScoreTasks,
     fit_all,
     fit_in_batches,
@@ -49,9 +50,11 @@ class Shown(NamedTuple):
     """What they were fitted to and scored on."""
 
 
-def score_function(signal: Signal, mesh: Mesh) -> ScoreTasks:
-    """Returns what scores adapted tasks of a kind of signal, so many rays at a time as fit."""
-    return within_memory(lambda rays: make_score(partial(signal.predict, rays_per_chunk=rays), signal.target, mesh))
+def score_function(signal: Signal, mesh: Mesh, *, lpips: Distance | None = None) -> ScoreTasks:
+    """Returns what scores adapted tasks of a kind of signal, so many rays at a time as fit; `lpips` if it is given."""
+    return within_memory(
+        lambda rays: make_score(partial(signal.predict, rays_per_chunk=rays), signal.target, mesh, lpips=lpips)
+    )
 
 
 def num_fits(plan: Plan, starts: Starts, num_scenes: int) -> int:
@@ -61,7 +64,14 @@ def num_fits(plan: Plan, starts: Starts, num_scenes: int) -> int:
 
 
 def compare(
-    subject: Subject, plan: Plan, starts: Starts, mesh: Mesh, *, num_at_once: int | None, tell: Callable[[int], Any]
+    subject: Subject,
+    plan: Plan,
+    starts: Starts,
+    mesh: Mesh,
+    *,
+    num_at_once: int | None,
+    tell: Callable[[int], Any],
+    lpips: Distance | None = None,
 ) -> tuple[list[Outcome], Shown]:
     """Fits and scores all scenes from all initialisations; all of these share the compiled programs.
 
@@ -72,10 +82,11 @@ def compare(
       mesh: shares the tasks.
       num_at_once: as for `compile_adapt`.
       tell: called with the number of tasks that were just done.
+      lpips: as for `make_score`.
     """
     signal = subject.signal
     adapt = make_adapt(signal.loss, inner_optimiser(plan), mesh, stages=plan.stages)
-    score = score_function(signal, mesh)
+    score = score_function(signal, mesh, lpips=lpips)
     outcomes, shown = [], None
     for views in plan.supports or ((),):
         compiled = None
@@ -164,7 +175,7 @@ def by_scene(fit: Fit, num_scenes: int) -> Fit:
         by_draw = scores.reshape(num_scenes, -1, *scores.shape[1:])
         return np.moveaxis(by_draw, 1, 2).reshape(num_scenes, scores.shape[1], -1)
 
-    return Fit(fit.params, Scores(*map(fold, fit.scores)), fit.seconds.reshape(num_scenes, -1).mean(axis=1))
+    return Fit(fit.params, jax.tree.map(fold, fit.scores), fit.seconds.reshape(num_scenes, -1).mean(axis=1))
 
 
 def _outcome(name: str, seed: int, tasks: Tasks, fit: Fit) -> Outcome:

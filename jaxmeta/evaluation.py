@@ -2,7 +2,7 @@
 
 PSNR is `-10 log10(max(e, 1e-10))` in dB, e the mean squared error of an image whose colours are clipped to [0, 1]; so
 it is at most 100. SSIM is that of Wang et al. 2004 with an 11x11 Gaussian window of sigma 1.5, the mean over channels;
-an image smaller than the window has none (NaN). Both are of one image.
+an image smaller than the window has none (NaN). Both are of one image. A third measure may be handed in.
 
 What is fitted and scored together is a task: the support and the query of one scene. Functions handle one task; `vmap`
 stands over tasks where they are adapted. They are scored one after the other on each device, because the matmuls of
@@ -29,6 +29,8 @@ Predict = Callable[[Params, Any], Float[Array, "height width channels"]]
 """`(params, query_item) -> image`."""
 Target = Callable[[Any], Float[Array, "height width channels"]]
 """`query_item -> image`."""
+Distance = Callable[[Float[Array, "height width channels"], Float[Array, "height width channels"]], Float[Array, ""]]
+"""`(image, target) -> how far they are apart`, of colours in [0, 1]."""
 AdaptTasks = Callable[[Params, Any, Any], Params]
 """`(params, support, keys) -> params` of a batch of tasks after each stage: leading axes `tasks stages`."""
 
@@ -47,6 +49,8 @@ class Scores(NamedTuple):
     """In dB, at most 100."""
     ssim: Float[Any, "*tasks stages views"]
     """At most 1; NaN where the image is smaller than the window."""
+    lpips: Float[Any, "*tasks stages views"] | None = None
+    """Of `lpips.py`, lower is better; None where no weights of it were given."""
 
 
 class Fit(NamedTuple):
@@ -100,18 +104,20 @@ def make_adapt(
     return jax.jit(jax.vmap(adapt_task, in_axes=(None, 0, 0)), out_shardings=by_scene(mesh))
 
 
-def make_score(predict: Predict, target: Target, mesh: Mesh) -> ScoreTasks:
+def make_score(predict: Predict, target: Target, mesh: Mesh, *, lpips: Distance | None = None) -> ScoreTasks:
     """Returns a compiled function that scores a batch of adapted tasks on their queries.
 
     Args:
       predict: what an adapted field shows for a query item.
       target: what it should show.
       mesh: shares the tasks.
+      lpips: a distance to score with besides; None for none.
     """
 
     def score(params: Params, item: Any) -> Scores:
         image, wanted = predict(params, item), target(item)
-        return Scores(psnr(image, wanted), ssim(image, wanted))
+        apart = lpips(jnp.clip(image, 0, 1), wanted) if lpips else None
+        return Scores(psnr(image, wanted), ssim(image, wanted), apart)
 
     def score_task(task: tuple[Params, Any]) -> Scores:
         adapted, query = task

@@ -19,7 +19,11 @@ BASELINES = {
     "learned": "meta-learned, so that a few steps fit a scene",
 }
 """What the initialisations are, in words."""
-METRICS = {"psnr": ("PSNR of the query, dB", ".2f"), "ssim": ("SSIM of the query", ".3f")}
+METRICS = {
+    "psnr": ("PSNR of the query, dB", ".2f"),
+    "ssim": ("SSIM of the query", ".3f"),
+    "lpips": ("LPIPS of the query: lower is better", ".3f"),
+}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -96,7 +100,7 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
     made = [
         _by_steps(title, summary, paired, metric, form)
         for metric, (title, form) in METRICS.items()
-        if any(math.isfinite(row[f"{metric}_mean"]) for row in summary)
+        if any(math.isfinite(row.get(f"{metric}_mean", math.nan)) for row in summary)
     ]
     if len({row["support_views"] for row in content["summary"]}) > 1:
         made.append(_by_views(content["summary"], units(content["training"])[0]))
@@ -106,6 +110,8 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
 def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
     """Returns the protocol and where the numbers come from, in words."""
     plan, training, wanted = content["protocol"], content["training"], content["evaluation"]
+    weights = wanted.get("lpips_weights")
+    of_lpips = {"LPIPS": f"version 0.1 on AlexNet, weights of {weights}"} if weights else {}
     return {
         "protocol": str(plan["protocol"]),
         "scenes": f"{num_scenes} of the split {wanted['split']}, class {class_of(training)}",
@@ -113,6 +119,7 @@ def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
         "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {rays_a_step(plan)}, "
         f"scored after {_listed(plan['stages'])} steps",
         "seeds": _listed(wanted["seeds"]),
+        **of_lpips,
         "meta-learning": f"{_meta_learning(training)}; run {training['run']}",
         "made with": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
         "on": str(content["devices"]),

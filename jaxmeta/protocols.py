@@ -65,6 +65,8 @@ class EvalConfig:
     """Of the standard initialisation and of every draw; the whole evaluation is done for each."""
     scenes_at_once: int | None = None
     """Scenes adapted side by side; None for as many as fit into half of a GPU's memory, or 4 on a CPU."""
+    lpips_weights: Path | None = None
+    """A file with the weights of LPIPS, which is then scored too; the README says how to make it. None for no LPIPS."""
     figure_scenes: int = 5
     """Scenes shown in the figures; 0 for no figures."""
     data_root: Path | None = None

@@ -18,7 +18,6 @@ from jaxmeta.evaluation import Scores
 from jaxmeta.statistics import estimate, steps_until_near
 
 SCHEMA = 2
-METRICS = ("psnr", "ssim")
 LEARNED = "learned"
 
 
@@ -37,14 +36,14 @@ class Outcome(NamedTuple):
 
 
 def summary(outcomes: Sequence[Outcome], stages: Sequence[int]) -> list[dict[str, Any]]:
-    """Returns for each initialisation, number of support views and stage the estimates of both metrics.
+    """Returns for each initialisation, number of support views and stage the estimates of each metric.
 
     `failed` counts the scenes whose PSNR is not finite; they are left out. `psnr_seed_std` is the standard deviation
     between seeds of the mean over scenes, null for one seed.
     """
     rows = []
     for (name, count), group in _grouped(outcomes).items():
-        of_scenes = {metric: _of_scenes(group, metric) for metric in METRICS}
+        of_scenes = {metric: _of_scenes(group, metric) for metric in _metrics(group)}
         of_seeds = np.stack([_nan_mean(_of_scenes([outcome], "psnr"), 0) for outcome in group])
         seed_std = of_seeds.std(axis=0, ddof=1) if len(group) > 1 else np.full(len(stages), np.nan)
         for stage, steps in enumerate(stages):
@@ -64,7 +63,7 @@ def differences(outcomes: Sequence[Outcome], stages: Sequence[int]) -> list[dict
         {"minuend": LEARNED, "subtrahend": name, "support_views": count, "steps": steps}
         | {
             key: value
-            for metric in METRICS
+            for metric in _metrics(group)
             for key, value in _named(
                 metric, (_of_scenes(groups[LEARNED, count], metric) - _of_scenes(group, metric))[:, stage]
             ).items()
@@ -98,7 +97,7 @@ def records(outcomes: Sequence[Outcome], stages: Sequence[int], ids: Sequence[st
             "scene": scene_id,
             "view": int(outcome.query[i, k]),
             "steps": steps,
-            **{metric: float(getattr(outcome.scores, metric)[i, j, k]) for metric in METRICS},
+            **{metric: float(getattr(outcome.scores, metric)[i, j, k]) for metric in _metrics([outcome])},
         }
         for outcome in outcomes
         for i, scene_id in enumerate(ids)
@@ -123,6 +122,11 @@ def _grouped(outcomes: Sequence[Outcome]) -> dict[tuple[str, int], list[Outcome]
     for outcome in outcomes:
         groups.setdefault((outcome.initialisation, outcome.num_support), []).append(outcome)
     return groups
+
+
+def _metrics(group: Sequence[Outcome]) -> list[str]:
+    """Returns what was scored; all outcomes of an evaluation are alike in that."""
+    return [name for name, values in group[0].scores._asdict().items() if values is not None]
 
 
 def _of_scenes(group: Sequence[Outcome], metric: str) -> Float[np.ndarray, "scenes stages"]:

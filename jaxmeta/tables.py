@@ -8,7 +8,7 @@ from jaxmeta.kinds import KINDS
 from jaxmeta.results import Outcome
 from jaxmeta.words import counted
 
-_METRICS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 3)}
+_METRICS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS (lower is better)", 3)}
 """In words, and the digits shown."""
 
 
@@ -52,8 +52,10 @@ def of_stages(rows: Sequence[Mapping[str, Any]], paired: Sequence[Mapping[str, A
     stages = list(dict.fromkeys(row["steps"] for row in rows))
     blocks = [(row["initialisation"], "psnr", row) for row in rows]
     blocks += [(f"{row['minuend']} - {row['subtrahend']}", "psnr", row) for row in paired]
-    if not all(math.isnan(row["ssim_mean"]) for row in rows):  # of images smaller than its window
-        blocks += [(row["initialisation"], "ssim", row) for row in rows]
+    for metric in ("ssim", "lpips"):
+        # No SSIM of images smaller than its window, no LPIPS without its weights.
+        if not all(math.isnan(row.get(f"{metric}_mean", math.nan)) for row in rows):
+            blocks += [(row["initialisation"], metric, row) for row in rows]
     return _table("inner steps", stages, blocks)
 
 

@@ -63,11 +63,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def write_data(root: Path, seed: int = 0) -> Path:
+def write_data(root: Path, seed: int = 0, size: int = 12) -> Path:
     """Three scenes to train on, one to validate, one to test; all noise."""
     rng = np.random.default_rng(seed)
     for scene in range(5):
-        images = rng.integers(0, 256, (3, 12, 12, 4), dtype=np.uint8)
+        images = rng.integers(0, 256, (3, size, size, 4), dtype=np.uint8)
         poses = np.stack([orbit_pose(view, 0.5, 4.0) for view in range(3)])
         write_scene(root / "cube" / f"cube{scene}", images, poses, 0.7)
     splits = {"train": ["cube0", "cube1", "cube2"], "val": ["cube3"], "test": ["cube4"], "none": []}
