@@ -98,11 +98,11 @@ def check(shape: tuple[int, ...]) -> None:
     """
     height, width, channels = shape
     if channels != 3:
-        raise InputError(f"--lpips-weights wants pictures of 3 channels, this run shows {channels}; drop it")
+        raise InputError(f"--lpips-weights wants pictures of 3 channels, this run shows {channels}; drop the flag")
     if min(height, width) < SMALLEST:
         raise InputError(
             f"--lpips-weights wants pictures of {SMALLEST} x {SMALLEST} pixels or more, what is scored has "
-            f"{height} x {width}; drop it, or score larger ones"
+            f"{height} x {width}; score larger ones, or drop the flag"
         )
 
 

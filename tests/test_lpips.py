@@ -129,7 +129,7 @@ def test_an_evaluation_scores_it_where_weights_are_given(commands, whole, weight
     ended(
         commands.evaluate(whole, "--lpips-weights", weights_file, "--out", tmp_path / "small"),
         2,
-        "has 12 x 12; drop it",
+        "has 12 x 12; score larger ones",
     )
     larger = write_data(tmp_path / "larger", size=32)
     words = [whole, "--data-root", larger, "--figure-scenes", 0, "--num-rays", 4, "--out"]
