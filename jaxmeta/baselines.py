@@ -36,7 +36,7 @@ TRAINED = ("single-view", "joint")
 MATCHING_RATE = 1e-3
 """Peak learning rate of Adam in the regression of the matched baseline.
 
-It rises over a tenth of the steps and decays to zero as a cosine. From full rate at once the network turns transparent
+It rises over a fifth of the steps and decays to zero as a cosine. From full rate at once the network turns transparent
 everywhere, as most points of a scene are, and stays so.
 """
 
@@ -151,7 +151,7 @@ def make_match(
       mesh: holds `support`, of the training scenes, along the leading axis.
       num_steps: of the regression.
     """
-    optimiser = optax.adam(optax.warmup_cosine_decay_schedule(0.0, MATCHING_RATE, num_steps // 10, num_steps))
+    optimiser = optax.adam(optax.warmup_cosine_decay_schedule(0.0, MATCHING_RATE, num_steps // 5, num_steps))
 
     def difference(params: Params, learned: Params, support: Any, key: Array) -> Float[Array, ""]:
         return jnp.mean(jnp.square(output(params, support, key) - output(learned, support, key)))

@@ -178,7 +178,8 @@ def check_numbers(config: Any) -> None:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """Returns a config of any command as JSON has it; the settings of the kind of signal stand beside the others."""
-    content = msgspec.to_builtins(config, enc_hook=str)
+    # By asdict: of a config that msgspec made from a file, msgspec itself leaves out what the file lacked.
+    content = msgspec.to_builtins(dataclasses.asdict(config), enc_hook=str)
     if not isinstance(config, TrainConfig):
         return content
     return {"kind": config.signal.kind} | content.pop("signal") | content

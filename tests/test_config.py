@@ -126,6 +126,13 @@ def test_query_views_do_not_matter_without_validation():
     config.check(changed(changed(TrainConfig(), "validation.query", (99,)), "validation.every", 0))
 
 
+def test_what_an_older_config_lacks_is_written_with_its_default():
+    whole = config.as_dict(TrainConfig())
+    older = config.as_dict(TrainConfig())
+    del older["outer"]["algorithm"], older["field"]["implementation"]
+    assert config.as_dict(configfiles.decode(json.dumps(older), Path("config.json"))) == whole
+
+
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
