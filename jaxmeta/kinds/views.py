@@ -62,7 +62,7 @@ class FieldConfig:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matmuls' operands; auto is bfloat16 on a GPU or TPU and float32 on a CPU."""
     implementation: Literal["auto", "xla", "fused"] = "auto"
-    """xla runs everywhere; fused is our kernels, for Hopper GPUs and a width of 256; auto is fused where that can be."""
+    """xla runs everywhere; fused is kernels for Hopper GPUs and a width of 256; auto is fused where that can be."""
 
 
 @dataclasses.dataclass(frozen=True)
