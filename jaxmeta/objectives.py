@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from jaxmeta.blocked import mean_over_blocks
 from jaxmeta.cameras import Rays, Views, pixel_rays
 from jaxmeta.rendering import Sampling, render_rays, stratified_distances
 from jaxmeta.samples import Samples, grid_points, unit_values
@@ -45,6 +46,7 @@ def photometric_loss(
     num_rays: int,
     sampling: Sampling,
     pixel_centre: float = 0.5,
+    rays_per_block: int | None = None,
 ) -> Float[Array, ""]:
     """Returns the mean squared error of rendered colours at random pixels of one scene's views.
 
@@ -56,10 +58,18 @@ def photometric_loss(
       num_rays: how many pixels to draw.
       sampling: the range of each ray.
       pixel_centre: as for `pixel_rays`.
+      rays_per_block: taken at a time, as for `mean_over_blocks`; None for all.
     """
-    rays, target, uniform = _random_rays(views, key, num_rays, sampling, pixel_centre)
-    rendering = render_rays(lambda points: apply(params, points), rays, uniform, sampling)
-    return jnp.mean(jnp.square(rendering.rgb - target))
+
+    def error(params: Any, drawn: tuple[Rays, Array, Array]) -> Float[Array, ""]:
+        rays, target, uniform = drawn
+        rendering = render_rays(lambda points: apply(params, points), rays, uniform, sampling)
+        return jnp.mean(jnp.square(rendering.rgb - target))
+
+    drawn = _random_rays(views, key, num_rays, sampling, pixel_centre)
+    if rays_per_block in (None, num_rays):
+        return error(params, drawn)
+    return mean_over_blocks(error, params, drawn, size=rays_per_block)
 
 
 def field_samples(

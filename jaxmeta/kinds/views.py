@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxmeta import fused, signals
+from jaxmeta import blocked, fused, signals
 from jaxmeta.cameras import View, Views
 from jaxmeta.data.splits import Layout, count_views, load_split
 from jaxmeta.devices import resolve_dtype
@@ -62,7 +62,8 @@ class FieldConfig:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matmuls' operands; auto is bfloat16 on a GPU or TPU and float32 on a CPU."""
     implementation: Literal["auto", "xla", "fused"] = "auto"
-    """xla runs everywhere; fused is kernels for Hopper GPUs and a width of 256; auto is fused where that can be."""
+    """xla runs everywhere; fused is kernels for Hopper GPUs and a width of 256; auto is fused where that can be, and on
+    a CPU xla in an order that suits its caches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +189,11 @@ def scene_signal(config: ViewsConfig, *, height: int, width: int, num_rays: int,
         return render_pose(params, view.pose, view.focal, rays_per_chunk).rgb
 
     drawing = {"num_rays": num_rays, "sampling": config.sampling, "pixel_centre": config.pixel_centre}
+    blocks = _in_blocks(field, config.field.implementation, twice=twice)
+    rays_per_block = blocked.rays_per_block(field, num_rays, config.sampling.num_samples) if blocks else None
     return Signal(
         init=lambda key: field.init(key, jnp.zeros((1, 3))),
-        loss=partial(photometric_loss, apply, **drawing),
+        loss=partial(photometric_loss, apply, rays_per_block=rays_per_block, **drawing),
         predict=predict,
         target=lambda view: composite_on_white(jnp.asarray(view.image)),
         support=views_of_scenes,
@@ -206,7 +209,7 @@ def field_apply(field: RadianceField, implementation: str, *, twice: bool = Fals
     Args:
       field: what is computed.
       implementation: "auto", "xla" or "fused".
-      twice: it will be differentiated twice, which the fused kernels cannot be.
+      twice: it will be differentiated twice, which only XLA's can be.
 
     Raises:
       InputError: the fused kernels are asked for and cannot run here; says why.
@@ -216,7 +219,13 @@ def field_apply(field: RadianceField, implementation: str, *, twice: bool = Fals
         raise InputError(f"--field.implementation fused cannot run here: {obstacle}; drop it or give xla")
     if implementation == "auto" and obstacle == fused.UNKNOWN_VERSION:
         print(f"warning: no fused kernels: {obstacle}; XLA takes over, slower", file=sys.stderr)
+    if _in_blocks(field, implementation, twice=twice):
+        return blocked.blocked_apply(field)
     return field.apply if implementation == "xla" or obstacle else fused.fused_apply(field)
+
+
+def _in_blocks(field: RadianceField, implementation: str, *, twice: bool) -> bool:
+    return implementation == "auto" and blocked.possible(field) and not twice
 
 
 def radiance_field(config: ViewsConfig) -> RadianceField:

@@ -1,0 +1,104 @@
+"""The field of a CPU and the loss in blocks, against the plain ones."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import blocked
+from jaxmeta.fields import RadianceField
+from jaxmeta.kinds import views
+from jaxmeta.metalearning import adapt
+from jaxmeta.objectives import photometric_loss
+from jaxmeta.optimisers import inner_optimiser
+from jaxmeta.rendering import Sampling
+
+FIELD = RadianceField(width=16, depth=3, num_frequencies=5, max_log2_frequency=6.0)
+SAMPLING = Sampling(num_samples=6)
+
+
+@pytest.fixture(scope="module")
+def starts():
+    return jax.vmap(lambda key: FIELD.init(key, jnp.zeros((1, 3))))(jax.random.split(jax.random.key(1), 2))
+
+
+def close(left, right):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), left, right)
+
+
+def test_same_outputs_and_gradients_of_two_scenes(starts):
+    points = jax.random.normal(jax.random.key(2), (2, 4, 7, 3))
+
+    def judged(apply):
+        def loss(params, points):
+            density, rgb = apply(params, points)
+            return jnp.sum(jnp.sin(density)) + jnp.sum(jnp.square(rgb) * jnp.arange(3)), (density, rgb)
+
+        return jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)))(starts, points)
+
+    (ours, outputs), (by_params, by_points) = judged(blocked.blocked_apply(FIELD))
+    (plain, plain_outputs), (plain_by_params, plain_by_points) = judged(FIELD.apply)
+    close((ours, outputs, by_params), (plain, plain_outputs, plain_by_params))
+    np.testing.assert_allclose(by_points, plain_by_points, rtol=1e-3, atol=1e-4)  # has the frequencies as factors
+
+
+@pytest.mark.parametrize("rays_per_block", [1, 4])
+def test_steps_in_blocks_are_those_of_all_rays(balls, starts, rays_per_block):
+    scenes = jax.tree.map(lambda leaf: jnp.asarray(leaf[:2]), balls)
+    keys = jax.vmap(lambda key: jax.random.split(key, 3))(jax.random.split(jax.random.key(3), 2))
+
+    def adapted(apply, **wanted):
+        loss = partial(photometric_loss, apply, num_rays=8, sampling=SAMPLING, **wanted)
+        return jax.jit(jax.vmap(partial(adapt, loss, inner_optimiser("sgd", 0.5))))(starts, scenes, keys)
+
+    in_blocks = adapted(blocked.blocked_apply(FIELD), rays_per_block=rays_per_block)
+    plain = adapted(FIELD.apply)
+    close(in_blocks, plain)
+
+
+def test_loss_without_its_gradient_and_times_a_factor():
+    entries = jnp.arange(12.0).reshape(6, 2)
+
+    def mean(scale, entries, size=2):
+        return blocked.mean_over_blocks(lambda scale, block: scale**2 * jnp.mean(block), scale, entries, size=size)
+
+    np.testing.assert_allclose(mean(jnp.float32(3), entries), 9 * 5.5, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda scale: 2 * mean(scale, entries))(jnp.float32(3)), 2 * 6 * 5.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("top", "error"), [(3e3, 1e-7), (1e5, 2e-6), (1e6, 0.05)])
+def test_sines_and_cosines_of_large_phases(generator, top, error):
+    phases = generator.uniform(-top, top, 100_000).astype(np.float32)
+    sine, cosine = blocked._sine_cosine(jnp.asarray(phases))
+    np.testing.assert_allclose(sine, np.sin(phases.astype(float)), rtol=0, atol=error)
+    np.testing.assert_allclose(cosine, np.cos(phases.astype(float)), rtol=0, atol=error)
+
+
+def test_sines_and_cosines_on_the_quarters():
+    sine, cosine = blocked._sine_cosine(jnp.arange(-8, 9, dtype=jnp.float32) * np.pi / 4)
+    angles = np.arange(-8, 9) * np.pi / 4
+    np.testing.assert_allclose([sine, cosine], [np.sin(angles), np.cos(angles)], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("width", "num_rays", "num_samples", "wanted"),
+    [
+        (256, 128, 128, 8),  # the presets' size: 8 x 128 points, 1 MiB a layer
+        (64, 64, 32, 64),  # the toy preset fits as it is
+        (256, 12, 128, 6),
+        (256, 127, 128, 127),  # a prime: nothing between one ray and all
+        (4096, 128, 128, 1),
+    ],
+)
+def test_rays_per_block(width, num_rays, num_samples, wanted):
+    assert blocked.rays_per_block(RadianceField(width=width), num_rays, num_samples) == wanted
+
+
+def test_a_cpu_takes_it_for_first_derivatives_in_float32():
+    narrow = RadianceField(compute_dtype=jnp.bfloat16)
+    assert views.field_apply(FIELD, "auto") != FIELD.apply
+    assert views.field_apply(FIELD, "xla") == FIELD.apply
+    assert views.field_apply(FIELD, "auto", twice=True) == FIELD.apply
+    assert views.field_apply(narrow, "auto") == narrow.apply
