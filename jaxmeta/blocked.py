@@ -1,14 +1,13 @@
 """The radiance field on a CPU, with the same parameters and results as `fields.RadianceField`.
 
 XLA's matmuls of a CPU are fastest where both operands lie along what is summed, and everything is where a layer's
-activations stay in a core's cache. So features stand before points here, and losses are taken a few rays at a time.
+activations stay in a core's cache. So features stand before points here, and
+`objectives.mean_over_blocks` takes the loss a few rays at a time.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +29,7 @@ def blocked_apply(field: RadianceField) -> Callable[[Params, Float[Array, "*poin
         layers = [tree["params"][f"Dense_{index}"] for index in range(field.depth + 1)]
         features = _encoding(field, points.reshape(-1, 3).T)
         for layer in layers[:-1]:
-            features = nn.relu(_product(layer["kernel"], features) + layer["bias"][:, None])
+            features = jax.nn.relu(_product(layer["kernel"], features) + layer["bias"][:, None])
         outputs = _product(layers[-1]["kernel"], features) + layers[-1]["bias"][:, None]
         return activate(outputs.T.reshape(*points.shape[:-1], 4), field.density_activation)
 
@@ -47,43 +46,6 @@ def rays_per_block(field: RadianceField, num_rays: int, num_samples: int) -> int
     fitting = max(_ACTIVATIONS // (field.width * num_samples), 1)
     near = [size for size in range(1, num_rays + 1) if num_rays % size == 0 and fitting / 4 <= size <= fitting]
     return max(near, default=num_rays)
-
-
-def mean_over_blocks(loss: Callable[..., Float[Array, ""]], params: Params, data: Any, *, size: int) -> Any:
-    """Returns the mean of `loss(params, block)` over blocks of data, with a first derivative by the parameters alone.
-
-    The gradient of a block is taken while its activations are in the cache, and only the sum is kept.
-
-    Args:
-      loss: the mean over a block's entries.
-      params: of the loss.
-      data: entries along the leading axis.
-      size: entries in a block; divides their number.
-    """
-    return _mean(loss, params, jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), data))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mean(loss: Callable[..., Float[Array, ""]], params: Params, blocks: Any) -> Float[Array, ""]:
-    return jnp.mean(jax.lax.map(partial(loss, params), blocks))
-
-
-def _mean_forward(loss: Callable[..., Float[Array, ""]], params: Params, blocks: Any) -> tuple[Array, Params]:
-    def add(sums: Any, block: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(params, block)), None
-
-    first = jax.tree.map(lambda leaf: leaf[0], blocks)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(jax.value_and_grad(loss), params, first))
-    sums, _ = jax.lax.scan(add, zeros, blocks)
-    return jax.tree.map(lambda leaf: leaf / len(jax.tree.leaves(blocks)[0]), sums)
-
-
-def _mean_backward(loss: Callable[..., Any], gradient: Params, factor: Float[Array, ""]) -> tuple[Params, None]:
-    del loss
-    return jax.tree.map(lambda leaf: factor * leaf, gradient), None
-
-
-_mean.defvjp(_mean_forward, _mean_backward)
 
 
 @jax.custom_vjp

@@ -1,13 +1,13 @@
 """One loss per kind of signal, each `loss(apply, params, data, key, ...) -> scalar`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxmeta.blocked import mean_over_blocks
 from jaxmeta.cameras import Rays, Views, pixel_rays
 from jaxmeta.rendering import Sampling, render_rays, stratified_distances
 from jaxmeta.samples import Samples, grid_points, unit_values
@@ -70,6 +70,43 @@ def photometric_loss(
     if rays_per_block in (None, num_rays):
         return error(params, drawn)
     return mean_over_blocks(error, params, drawn, size=rays_per_block)
+
+
+def mean_over_blocks(loss: Callable[..., Float[Array, ""]], params: Any, data: Any, *, size: int) -> Any:
+    """Returns the mean of `loss(params, block)` over blocks of data, with a first derivative by the parameters alone.
+
+    The gradient of a block is taken while its activations are in the cache, and only the sum is kept.
+
+    Args:
+      loss: the mean over a block's entries.
+      params: of the loss.
+      data: entries along the leading axis.
+      size: entries in a block; divides their number.
+    """
+    return _mean(loss, params, jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), data))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mean(loss: Callable[..., Float[Array, ""]], params: Any, blocks: Any) -> Float[Array, ""]:
+    return jnp.mean(jax.lax.map(partial(loss, params), blocks))
+
+
+def _mean_forward(loss: Callable[..., Float[Array, ""]], params: Any, blocks: Any) -> tuple[Array, Any]:
+    def add(sums: Any, block: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(params, block)), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], blocks)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(jax.value_and_grad(loss), params, first))
+    sums, _ = jax.lax.scan(add, zeros, blocks)
+    return jax.tree.map(lambda leaf: leaf / len(jax.tree.leaves(blocks)[0]), sums)
+
+
+def _mean_backward(loss: Callable[..., Any], gradient: Any, factor: Float[Array, ""]) -> tuple[Any, None]:
+    del loss
+    return jax.tree.map(lambda leaf: factor * leaf, gradient), None
+
+
+_mean.defvjp(_mean_forward, _mean_backward)
 
 
 def field_samples(

@@ -11,7 +11,7 @@ from jaxmeta import blocked
 from jaxmeta.fields import RadianceField
 from jaxmeta.kinds import views
 from jaxmeta.metalearning import adapt
-from jaxmeta.objectives import photometric_loss
+from jaxmeta.objectives import mean_over_blocks, photometric_loss
 from jaxmeta.optimisers import inner_optimiser
 from jaxmeta.rendering import Sampling
 
@@ -62,7 +62,7 @@ def test_loss_without_its_gradient_and_times_a_factor():
     entries = jnp.arange(12.0).reshape(6, 2)
 
     def mean(scale, entries, size=2):
-        return blocked.mean_over_blocks(lambda scale, block: scale**2 * jnp.mean(block), scale, entries, size=size)
+        return mean_over_blocks(lambda scale, block: scale**2 * jnp.mean(block), scale, entries, size=size)
 
     np.testing.assert_allclose(mean(jnp.float32(3), entries), 9 * 5.5, rtol=1e-6)
     np.testing.assert_allclose(jax.grad(lambda scale: 2 * mean(scale, entries))(jnp.float32(3)), 2 * 6 * 5.5, rtol=1e-6)

@@ -130,7 +130,7 @@ def test_what_stands_against_the_kernels_is_told(change, reason):
     assert reason in (fused.obstacle(field) or "")
     with pytest.raises(InputError, match=reason):
         views.field_apply(field, "fused")
-    assert views.field_apply(field, "auto") == field.apply
+    assert views.field_apply(field, "auto").__module__ != "jaxmeta.fused"
 
 
 class Hopper:

@@ -21,6 +21,7 @@ NUMERICAL_CORE = {
     "rendering": {"cameras"},
     "tomography": set(),
     "samples": set(),
+    "blocked": {"encoding", "fields", "metalearning"},
     "objectives": {"cameras", "rendering", "samples", "tomography"},
     "signals": {"errors", "feeding", "metalearning", "rendering"},
     "training": {"devices", "feeding", "metalearning"},
