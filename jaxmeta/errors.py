@@ -64,8 +64,10 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     try:
         main()
         sys.exit(0)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was left half written", 128 + signal.SIGINT)
+    except (KeyboardInterrupt, _Terminated) as stopped:
+        number = signal.SIGINT if isinstance(stopped, KeyboardInterrupt) else signal.SIGTERM
+        _tell(f"{'interrupted' if number == signal.SIGINT else 'terminated'}; nothing was left half written")
+        os._exit(128 + number)  # while XLA still computes, the end of the interpreter would crash
     except JaxmetaError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:
@@ -113,5 +115,9 @@ def _tell(message: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _end(number: int, _: object) -> NoReturn:
-    _fail("terminated; nothing was left half written", 128 + number)
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def _end(_number: int, _frame: object) -> NoReturn:
+    raise _Terminated

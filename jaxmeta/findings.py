@@ -43,8 +43,9 @@ def lead(content: Mapping[str, Any], num_scenes: int) -> str:
     count, last = rows[0]["support_views"], rows[-1]["steps"]
     reached = {row["initialisation"]: row["psnr_mean"] for row in rows if row["steps"] == last}
     scenes = "a scene" if num_scenes == 1 else counted(num_scenes, "scene")
+    seen = "of the training" if content["evaluation"]["split"] == "train" else "not seen before"
     found = (
-        f"Fitted with {steps(last)} to {_support_in_words(content, count)} of {scenes} not seen before, the learned "
+        f"Fitted with {steps(last)} to {_support_in_words(content, count)} of {scenes} {seen}, the learned "
         f"initialisation reaches {_number(reached['learned'], '.1f')} dB{_query_in_words(content)}"
     )
     more = [

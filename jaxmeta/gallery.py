@@ -95,7 +95,7 @@ def comparison(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
         groups={"": 2} | {name: len(stages) for name in names},
     )
     caption = (
-        "Each row is a scene that was not in the training. The network is given the support alone, and is asked for "
+        "Each row is a scene of those evaluated. The network is given the support alone, and is asked for "
         "the target. Compare the columns with equal numbers of steps; below each picture is its PSNR, of which more "
         f"is better. {shown.explanation}"
     )

@@ -43,6 +43,7 @@ ENDS = {
 def as_before(monkeypatch):
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(os, "_exit", sys.exit)
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
