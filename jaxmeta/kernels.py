@@ -212,16 +212,14 @@ def _launch_forward(keep: bool, rows: Array, weights: Array, biases: Array) -> A
         outputs: Any,
         kept: Sequence[Any],
         *,
-        slots: Any,
-        full: Any,
-        free: Any,
         tiles: Any,
         bias: Any,
         rows_here: Any,
         bias_here: Any,
         bias_free: Any,
+        **of_ring: Any,
     ) -> None:
-        ring = _Ring(slots, full, free)
+        ring = _Ring(**of_ring)
         me, num_items = lax.axis_index("warpgroup"), work.num_items()
 
         @pl.when(me == _CONSUMERS)
@@ -242,7 +240,7 @@ def _launch_forward(keep: bool, rows: Array, weights: Array, biases: Array) -> A
                     number, top = number + num_chunks, top + num_chunks * CHUNK
                 ring.fill(number, weights_in.at[scene, pl.ds(top + WIDTH, CHUNK), :])
 
-            _drain(free, _RING, num_items * slices)
+            _drain(ring.free, _RING, num_items * slices)
             _drain(bias_free, 2, num_items * num_layers)
 
         @pl.when(me < _CONSUMERS)
@@ -358,16 +356,14 @@ def _launch_backward(gradient: Array, weights: Array, cut: Array) -> list[Array]
         cut_in: Any,
         out: Sequence[Any],
         *,
-        slots: Any,
-        full: Any,
-        free: Any,
         tiles: Any,
         first: Any,
         words: Any,
         first_here: Any,
         words_here: Any,
+        **of_ring: Any,
     ) -> None:
-        ring = _Ring(slots, full, free)
+        ring = _Ring(**of_ring)
         me, num_items = lax.axis_index("warpgroup"), work.num_items()
 
         @pl.when(me == _CONSUMERS)
@@ -385,7 +381,7 @@ def _launch_backward(gradient: Array, weights: Array, cut: Array) -> list[Array]
                         number += 1
                         ring.fill(number, weights_in.at[scene, layer_rows, pl.ds(k * CHUNK, CHUNK)])
 
-            _drain(free, _RING, num_items * slices)
+            _drain(ring.free, _RING, num_items * slices)
 
         @pl.when(me < _CONSUMERS)
         def _() -> None:
