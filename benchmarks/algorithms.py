@@ -2,7 +2,7 @@
 
     python benchmarks/algorithms.py
 
-Network, rays and samples are those of the preset `cars`; nothing is run.
+Network, rays and samples are those of the preset `original`; nothing is run.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def main() -> None:
 
 def costs(algorithm: str, *, num_steps: int, unroll: int) -> tuple[float, float]:
     """Returns GFLOP, where a loop counts as its body, and MiB of temporaries of one scene's meta-gradient."""
-    config = PRESETS["cars"][1]
+    config = PRESETS["original"][1]
     config = dataclasses.replace(
         config,
         inner=dataclasses.replace(config.inner, num_steps=num_steps, unroll=unroll),

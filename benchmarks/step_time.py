@@ -38,8 +38,8 @@ from jaxmeta.presets import PRESETS
 class StepConfig:
     """Measure what a meta-step costs."""
 
-    preset: str = "cars"
-    """Settings of the network and the inner loop."""
+    preset: str = "original"
+    """Settings of the network, the rays and the inner loop; `dtype` has its own."""
     batches: tuple[int, ...] = (1, 4, 16)
     """Scenes at once, over all devices."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

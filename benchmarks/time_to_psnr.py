@@ -4,11 +4,13 @@
 
 Runs train.py with the preset and the flags after `--`, then eval.py on the test split: one view, 100 steps. Prints a
 row and one line of JSON. The seconds are of train.py alone, split by when its lines of metrics appear: the start-up
-(imports, data, compilation of the first steps), the training, the validations, and the end (the last save).
+(imports, data, compilation of the first steps), the training, the validations, and the end (the last save). Programs
+that were compiled before are not used.
 """
 
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -58,14 +60,16 @@ def measure(wanted: TimeConfig, seed: int, flags: list[str], run: Path) -> dict[
     """Trains once, evaluates once, and returns the row."""
     data = ["--data.root", str(wanted.root), "--data.class-name", wanted.class_name]
     train = [sys.executable, "train.py", wanted.preset, *data, "--run", str(run), "--seed", str(seed), *flags]
-    began = time.time()
-    process = subprocess.Popen(train, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: S603
     arrivals: list[float] = []
-    while process.poll() is None:
-        time.sleep(0.02)
-        seen = len(read_metrics(run))
-        arrivals += [time.time()] * (seen - len(arrivals))
-    ended = time.time()
+    with tempfile.TemporaryDirectory(prefix="jaxmeta-programs-") as programs:
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": programs}
+        began = time.time()
+        process = subprocess.Popen(train, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
+        while process.poll() is None:
+            time.sleep(0.02)
+            seen = len(read_metrics(run))
+            arrivals += [time.time()] * (seen - len(arrivals))
+        ended = time.time()
     if process.returncode:
         raise SystemExit(process.returncode)
     lines = read_metrics(run)

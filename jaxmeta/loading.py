@@ -32,7 +32,7 @@ def load_initialisation(
             "drop --checkpoint best"
         )
     init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
-    like = assembly.first_state(settings, init(jax.random.key(0)))
+    like = jax.eval_shape(lambda key: assembly.first_state(settings, init(key)), jax.random.key(0))
     with checkpoints.open_checkpoints(run, folder.name, read_only=True) as saved:
         found = checkpoints.restore(saved, like=like, sharding=devices.replicated(devices.scene_mesh()))
     if found is None:

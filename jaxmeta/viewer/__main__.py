@@ -22,7 +22,7 @@ from jaxmeta.loading import load_initialisation
 from jaxmeta.rendering import Sampling
 from jaxmeta.signals import Split
 from jaxmeta.viewer import loop
-from jaxmeta.viewer.machine import FAST, SLOW, make_machine
+from jaxmeta.viewer.machine import make_machine, suited
 from jaxmeta.viewer.pictures import Start
 from jaxmeta.viewer.sessions import Inbox
 from jaxmeta.words import counted
@@ -68,7 +68,7 @@ def main() -> None:
     split = load_scenes(kind, wanted.split)
     views: Views = split.scenes
     devices.keep_compiled()
-    machine = make_machine(settings, SLOW if jax.default_backend() == "cpu" else FAST, wanted.seed)
+    machine = make_machine(settings, suited(), wanted.seed)
     init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
     _, learned = load_initialisation(wanted.run, settings, wanted.checkpoint)
     standard = assembly.first_initialisation(settings, init(jax.random.key(wanted.seed)))

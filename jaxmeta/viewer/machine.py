@@ -36,6 +36,12 @@ class Scale(NamedTuple):
 SLOW, FAST = Scale(16, 24, 256, 4, 0.2), Scale(128, 192, 8192, 1, 0.04)
 """Of a CPU; of a GPU or TPU."""
 
+
+def suited() -> Scale:
+    """Returns the scale that suits the device."""
+    return SLOW if jax.default_backend() == "cpu" else FAST
+
+
 Tile = Callable[[Params, Float[Any, "4 4"]], UInt8[Array, "height width 3"]]
 
 
