@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +18,7 @@ from jaxmeta.feeding import FILLER, Chunk
 from jaxmeta.metalearning import Keys, MetaMetrics, MetaState, SceneGradientFn, meta_step
 
 Item = TypeVar("Item")
+Reading = Future[tuple[Any, float]]
 TrainSteps = Callable[..., tuple[MetaState, MetaMetrics]]
 """`(state, batches, resident, sent=None)`; see `make_train_steps`."""
 
@@ -143,52 +145,49 @@ def take_steps(
     Raises:
       OutOfMemoryError: a device has too little memory.
     """
-    began, bad_in_a_row = time.perf_counter(), 0
-    dispatched = _one_behind(_dispatch(train_steps, state, chunks), lambda chunk: pause(*chunk[:2]))
-    for together in dispatched:
-        all_metrics = jax.device_get([metrics for *_, metrics in together])
-        began, seconds = time.perf_counter(), time.perf_counter() - began
-        num_steps = sum(len(batches) for _, _, _, batches, _ in together)
-        for (_, step, state, batches, _), metrics in zip(together, all_metrics, strict=True):
+    bad_in_a_row = 0
+    # When a chunk is done cannot be told from when the next is sent: that may wait until there is room for it.
+    with ThreadPoolExecutor(1) as reader:
+        began = time.perf_counter()
+        sent = _dispatch(train_steps, state, chunks, lambda metrics: reader.submit(_read, metrics))
+        for before, step, state, batches, reading in _one_behind(sent, lambda chunk: pause(*chunk[:2])):
+            metrics, ended = reading.result()
             losses, gradient_norm, diverged = (leaf[: len(batches)] for leaf in metrics)
             diverged = diverged[:, : batches.shape[1]]
             good = np.flatnonzero(~diverged.all(axis=1))
             bad_in_a_row = len(batches) - 1 - good[-1] if len(good) else bad_in_a_row + len(batches)
-            share = seconds * len(batches) / num_steps
-            yield Progress(state, step, batches, losses, gradient_norm, diverged, int(bad_in_a_row), share)
-        if pause(*together[-1][:2]):
-            began = time.perf_counter()
+            yield Progress(state, step, batches, losses, gradient_norm, diverged, int(bad_in_a_row), ended - began)
+            began = time.perf_counter() if pause(before, step) else ended
 
 
 def _dispatch(
-    train_steps: TrainSteps, state: MetaState, chunks: Iterable[Chunk]
-) -> Iterator[tuple[int, int, MetaState, Int[np.ndarray, "steps scenes"], MetaMetrics]]:
+    train_steps: TrainSteps, state: MetaState, chunks: Iterable[Chunk], read: Callable[[MetaMetrics], Reading]
+) -> Iterator[tuple[int, int, MetaState, Int[np.ndarray, "steps scenes"], Reading]]:
     """Yields, of each chunk that the devices have got, the steps taken before and after it, and what comes of it."""
     compiled, step = None, int(state.step)
     for batches, padded, resident, sent in chunks:
         compiled = compiled or compile_within_memory(train_steps, state, padded, resident, sent)
         state, metrics = compiled(state, padded, resident, sent)
         # Asked of the other processes now: the devices answer in turn.
-        yield step, step + len(batches), state, batches, gather(metrics, state.step.sharding)
+        yield step, step + len(batches), state, batches, read(gather(metrics, state.step.sharding))
         step += len(batches)
 
 
-def _one_behind(items: Iterable[Item], hold: Callable[[Item], bool]) -> Iterator[list[Item]]:
-    """Yields each item when the next one is there; one to hold at, at once, together with the one before it.
+def _read(metrics: MetaMetrics) -> tuple[Any, float]:
+    """Returns metrics on the host, and when they were there."""
+    return jax.device_get(metrics), time.perf_counter()
 
-    Together, for how long each took cannot be told: the next chunk is there when the devices have nearly done it.
-    """
+
+def _one_behind(items: Iterable[Item], hold: Callable[[Item], bool]) -> Iterator[Item]:
+    """Yields each item when the next one is there; one to hold at, before that."""
     waiting: list[Item] = []
     for item in items:
+        yield from waiting
+        waiting = [item]
         if hold(item):
-            yield [*waiting, item]
+            yield from waiting
             waiting = []
-        else:
-            if waiting:
-                yield waiting
-            waiting = [item]
-    if waiting:
-        yield waiting
+    yield from waiting
 
 
 def summarise(done: Progress, ids: tuple[str, ...]) -> dict[str, Any]:
