@@ -95,6 +95,7 @@ def main() -> None:
         "devices": devices.describe(),
         "seconds": seconds,
     }
+    pictures.remove_earlier(out)
     content = write_results(wanted, about, split.ids, plan.stages, outcomes)
     done = Evaluated(signal, split, plan.supports, plan.stages, optimiser, starts[seed], seed=seed, mesh=mesh)
     made = draw(out, settings, done, shown, num_scenes=wanted.figure_scenes) if wanted.figure_scenes else []

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from commands import PROJECT, digests, ended, metrics, steps, timeless
 
+from jaxmeta import pictures
+
 
 @pytest.fixture(scope="module")
 def run(commands, tmp_path_factory) -> Path:
@@ -69,6 +71,7 @@ def test_evaluation_writes_table_records_and_figures(commands, run):
         assert picture.std() > 10
     assert iio.improps(run / "eval" / "turntable.gif", plugin="pillow").n_images == 30
     assert (run / "eval" / "report.html").read_text().count("<img") == 6
+    assert {path.name for path in (run / "eval").iterdir()} <= {"results.json", "results.csv", *pictures.FILES}
     assert sorted(path for path in run.rglob("*") if "eval" not in path.parts) == before
 
 

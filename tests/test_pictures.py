@@ -235,3 +235,15 @@ def test_curves_have_bands_in_the_colours_of_their_initialisations(tmp_path):
     assert above[0] < below[0]
     one_count = [row for row in rows if row["support_views"] == 1]
     assert len(pictures.write_curves(tmp_path, one_count, "view")) == 1
+
+
+@pytest.mark.parametrize("theirs", ["", "{}", '{\n  "schema": 1'])
+def test_pictures_of_an_earlier_evaluation_go_and_nothing_else(tmp_path, theirs):
+    ours = ("slices.png", "turntable.mp4", "report.html")
+    for name in (*ours, "mine.png", "results.csv"):
+        (tmp_path / name).write_text("")
+    if theirs:
+        (tmp_path / "results.json").write_text(theirs)
+    pictures.remove_earlier(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()} - {"results.json"}
+    assert left == {"mine.png", "results.csv"} | (set() if "schema" in theirs else set(ours))
