@@ -26,6 +26,9 @@ from jaxmeta.results import Outcome
 from jaxmeta.signals import Signal
 from jaxmeta.tasks import Tasks, first_draws, make_tasks
 
+_SHORT = 1.0
+"""In seconds: where the first batch of an initialisation takes less, the overhead of a first call would be seen."""
+
 Starts = Mapping[int, Mapping[str, Params]]
 """By seed and name: the initialisations."""
 
@@ -158,6 +161,7 @@ def fit_each(
             seed=seed,
             batch_size=batch_size,
             keep_every=keep_every,
+            repeat_below=_SHORT,
         )
         fits[name] = by_scene(fit_all(_told(batches, tell)), subject.num_scenes)
     return fits
