@@ -7,7 +7,6 @@ Writes results.json, results.csv, pictures and report.html, which holds them, in
 """
 
 import dataclasses
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -102,7 +101,9 @@ def main() -> None:
     curves = pictures.write_curves(out, content["summary"], kind.units[0])
     write_report(out / "report.html", content, num_scenes=len(split.ids), curves=curves, pictures=made)
     print(f"results are in {out}; open {out / 'report.html'}")
-    report_failures(outcomes, strict=wanted.strict)
+    diverged = tables.of_divergence(content["summary"], content["protocol"], len(split.ids), kind.units[0])
+    if diverged and wanted.strict:
+        raise JaxmetaError(diverged)
 
 
 def perceptual_distance(weights: Path | None, signal: Signal, split: Split, plan: Plan) -> Distance | None:
@@ -189,18 +190,10 @@ def write_results(
     print(tables.of_stages(*of_first))
     if len(counts) > 1:
         print(tables.of_view_counts(summary, unit))
+    if diverged := tables.of_divergence(summary, about["protocol"], len(ids), unit):
+        print(f"{diverged}\n")
     print(tables.of_speed(adaptation, about["seconds"], unit))
     return content
-
-
-def report_failures(outcomes: list[Outcome], *, strict: bool) -> None:
-    """Tells of scores that are not finite; with `strict`, ends the command."""
-    failed = sum(int((~np.isfinite(outcome.scores.psnr)).sum()) for outcome in outcomes)
-    if failed:
-        message = f"{failed} of {sum(outcome.scores.psnr.size for outcome in outcomes)} scores are not finite (null)"
-        if strict:
-            raise JaxmetaError(f"{message}; lower --step-size")
-        print(f"warning: {message} and left out of the table", file=sys.stderr)
 
 
 if __name__ == "__main__":

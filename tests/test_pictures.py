@@ -173,7 +173,14 @@ def test_a_scene_that_diverged_is_the_worst(tmp_path, monkeypatch):
     learned = shown.fits["learned"]._replace(scores=Scores(scores, scores))
     monkeypatch.setattr(closeups, "image_grid", lambda path, rows, **rest: drawn.update(rest))
     closeups.extremes(tmp_path / "extremes.png", shown._replace(fits=shown.fits | {"learned": learned}))
-    assert drawn["row_titles"][-1].split("\n")[:2] == ["worst", "$scene_3$"]
+    assert drawn["row_titles"][-1].split("\n") == ["worst", "$scene_3$", "diverged"]
+
+
+def test_what_is_not_finite_is_not_drawn_white(tmp_path):
+    broken = plain(RED) * np.nan
+    figures.image_grid(tmp_path / "a.png", [[Cell(broken, "diverged")]], column_titles=[""], row_titles=[""])
+    picture = read(tmp_path / "a.png")
+    assert (picture == 0xE6).all(axis=-1).mean() > 0.3
 
 
 def test_interpolation_goes_from_one_scene_to_the_other(tmp_path, monkeypatch):

@@ -117,7 +117,21 @@ def test_tables_show_every_estimate():
 def test_tables_of_one_scene_and_of_no_ssim():
     one = Outcome("learned", 1, 1, Scores(PSNR[:1], PSNR[:1] * np.nan), QUERY[:1], 1.0)
     lines = tables.of_stages(results.summary([one], STAGES), []).splitlines()
-    assert len(lines) == 3 and lines[1].endswith("20.00 ± -") and lines[2].endswith("- to -")
+    assert len(lines) == 2 and lines[1].split() == ["learned,", "PSNR", "dB", "2.00", "20.00"]
+
+
+def test_fits_that_diverged_are_told_with_what_to_do():
+    scores = np.array([[[0, 0], [0, 0]], [[0, 0], [np.nan, 0]], [[0, 0], [0, 0]]])
+    one, all_of_them = outcome("learned", scores), outcome("standard", scores[1:2])
+    rows = results.summary([all_of_them, one], STAGES)
+    told = tables.of_divergence(rows, {"step_size": 0.5}, 3, "view")
+    assert told.startswith("Fits diverged: from standard in 3 of 3 scenes, from learned in 1 of 3 scenes.")
+    assert told.endswith("--step-size below 0.5.")
+    lines = tables.of_stages(rows, results.differences([all_of_them, one], STAGES)).splitlines()
+    assert [line.split()[-1] for line in lines[1:6:2]] == ["diverged", "3.54", "diverged"]
+    several = results.summary([outcome("learned"), outcome("learned", scores, num_support=5)], STAGES)
+    assert "from learned with 5 views in 1 of 3 scenes." in tables.of_divergence(several, {"step_size": 1}, 3, "view")
+    assert tables.of_divergence(several[:2], {"step_size": 1}, 3, "view") == ""
 
 
 def test_table_of_view_counts():

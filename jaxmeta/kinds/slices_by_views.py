@@ -10,7 +10,7 @@ from jaxmeta.evaluation import make_adapt, psnr
 from jaxmeta.figures import Cell, Picture, image_grid
 from jaxmeta.gallery import PAIR
 from jaxmeta.signals import Evaluated
-from jaxmeta.words import counted
+from jaxmeta.words import counted, decibels
 
 FEW_STEPS = {1: 50, 2: 100}
 """Of the paper's authors, who take 1000 with more projections."""
@@ -37,7 +37,7 @@ def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
         target = done.signal.target(item)
         for name in names:
             images = [predict(jax.tree.map(lambda leaf: leaf[place], fits[name]), item) for fits in columns]  # noqa: B023
-            noted = [Cell(np.asarray(image), note=f"{psnr(image, target):.1f} dB") for image in images]
+            noted = [Cell(np.asarray(image), note=decibels(float(psnr(image, target)))) for image in images]
             rows.append([Cell(np.asarray(target)), *noted])
             row_titles.append(f"{done.split.ids[scene]}, {name}")
     titles = ["slice"] + [_title(len(views), done.stages[-1]) for views in done.supports]
