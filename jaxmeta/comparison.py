@@ -183,8 +183,10 @@ def by_scene(fit: Fit, num_scenes: int) -> Fit:
 
 
 def _outcome(name: str, seed: int, tasks: Tasks, fit: Fit) -> Outcome:
-    query = tasks.query.reshape(len(fit.seconds), -1)
-    return Outcome(name, tasks.support.shape[1], seed, fit.scores, query, float(fit.seconds.mean()))
+    num_scenes, num_query = len(fit.seconds), tasks.query.shape[1]
+    query = tasks.query.reshape(num_scenes, -1)
+    support = np.repeat(tasks.support, num_query, axis=0).reshape(*query.shape, -1)
+    return Outcome(name, seed, fit.scores, support, query, float(fit.seconds.mean()))
 
 
 def _told(batches: Iterable[Fit], tell: Callable[[int], Any]) -> Iterator[Fit]:

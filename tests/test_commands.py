@@ -90,7 +90,7 @@ def test_baselines_that_are_trained_are_trained_once(commands, run, tmp_path):
     assert "meta-steps 7 to 7" in done.stdout and digests(joint, 7) == before
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second"))
     assert first["views"] == second["views"] and len(first["views"]) == 3 * 2 * 2 * 1 * 1 * 2
-    assert first["protocol"]["supports"] == [[0], [0, 1]] and first["schema"] == 2
+    assert first["protocol"]["supports"] == [[0], [0, 1]] and first["schema"] == 3
 
 
 def test_t22_scores_that_are_not_finite_are_null_and_fail_where_that_is_wanted(commands, run, tmp_path):
