@@ -8,6 +8,7 @@ Writes results.json, results.csv, pictures and report.html, which holds them, in
 
 import dataclasses
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def main() -> None:
     print(f"fitting {counted(len(split.ids), 'scene')} from {counted(len(starts[seed]), 'initialisation')}", flush=True)
     with tqdm(total=num_fits(plan, starts, len(split.ids)), unit="fit", disable=None) as bar:
         outcomes, shown = compare(
-            subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=bar.update, lpips=perceptual
+            subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=progress(bar), lpips=perceptual
         )
     seconds = {
         "before_fitting": ready - began,
@@ -104,6 +105,24 @@ def main() -> None:
     diverged = tables.of_divergence(content["summary"], content["protocol"], len(split.ids), kind.units[0])
     if diverged and wanted.strict:
         raise JaxmetaError(diverged)
+
+
+def progress(bar: tqdm, *, every: float = 10.0) -> Callable[[int], None]:
+    """Returns what counts fits on a bar; where there is no terminal, it prints a line every so many seconds."""
+    began = told = time.monotonic()
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done, told
+        done += count
+        bar.update(count)
+        now = time.monotonic()
+        if bar.disable and now - told >= every:
+            eta = tqdm.format_interval((bar.total - done) / done * (now - began))
+            print(f"fit {done}/{bar.total}  eta {eta}", flush=True)
+            told = now
+
+    return tell
 
 
 def perceptual_distance(weights: Path | None, signal: Signal, split: Split, plan: Plan) -> Distance | None:

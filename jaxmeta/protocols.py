@@ -44,7 +44,8 @@ class EvalConfig:
     query: tuple[int, ...] | None = None
     """Held-out views to score; None for the protocol's, or 1 4 7 10 13 16 19 22."""
     draws: int | None = None
-    """Random pairs of a support and a query view for each scene, in place of --support and --query; 0 for none."""
+    """Random pairs of a support and a query view for each scene, in place of --support and --query, at most as many as
+    there are; 0 for none."""
     view_counts: tuple[int, ...] = ()
     """Evaluate with so many support views each: those of --support, then others that are no query views, in order."""
     stages: tuple[int, ...] | None = None
@@ -160,6 +161,12 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int, usual: Proto
     if draws and num_views < 2:
         raise InputError(
             f"a support and another query view are drawn, but the scenes have {counted(num_views, 'view')}"
+        )
+    pairs = num_views * (num_views - 1)
+    if wanted.draws and wanted.draws > pairs:
+        raise InputError(
+            f"--draws {wanted.draws} are more than the {pairs} pairs of a support and another query view that "
+            f"{counted(num_views, 'view')} make; give at most so many"
         )
     return Plan(
         protocol=wanted.protocol or "free",

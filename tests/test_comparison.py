@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tqdm import tqdm
 
+from eval import progress
 from jaxmeta import capacity, comparison
 from jaxmeta.capacity import compile_adapt
 from jaxmeta.comparison import Subject, compare, num_fits
@@ -154,3 +156,11 @@ def test_as_many_at_once_as_memory_holds(mesh1, monkeypatch):
     assert size(4200) == 20  # 21 fit into half of it; two even batches
     assert size(150) == 1
     assert size(10**6, num_at_once=7) == 7
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, ["fit 2/8  eta", "fit 6/8  eta"]), (1e9, [])])
+def test_progress_is_told_where_there_is_no_terminal(capsys, every, lines):
+    tell = progress(tqdm(total=8, disable=True), every=every)
+    tell(2)
+    tell(4)
+    assert [line[:12] for line in capsys.readouterr().out.splitlines()] == lines

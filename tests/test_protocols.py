@@ -78,6 +78,11 @@ def test_the_optimiser_is_that_of_the_training():
         (1, {"protocol": "trans-inr"}, "a support and another query view are drawn, but the scenes have 1 view"),
         (25, {"protocol": "trans-inr", "support": (0,)}, r"--support \(0,\) does not go with random draws"),
         (25, {"draws": 3, "view_counts": (1,)}, r"--view-counts \(1,\) does not go with random draws"),
+        (
+            4,
+            {"draws": 13},
+            "--draws 13 are more than the 12 pairs of a support and another query view that 4 views make",
+        ),
         (25, {"optimiser": "adam"}, "--optimiser adam needs a --step-size"),
         (25, {"seeds": ()}, r"--seeds \(\) must be"),
         (25, {"seeds": (1, 1)}, r"--seeds \(1, 1\) must be"),
