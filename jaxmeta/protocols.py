@@ -95,7 +95,7 @@ class Plan(NamedTuple):
     """What an evaluation does: the protocol, with what the flags and the data changed."""
 
     protocol: str
-    """The name, or "free"."""
+    """The name, with ", changed" where flags changed what it fits, steps or scores; or "free"."""
     supports: tuple[tuple[int, ...], ...]
     """One set of support views for each number of views evaluated; none where they are drawn."""
     query: tuple[int, ...]
@@ -168,7 +168,7 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int, usual: Proto
             f"--draws {wanted.draws} are more than the {pairs} pairs of a support and another query view that "
             f"{counted(num_views, 'view')} make; give at most so many"
         )
-    return Plan(
+    plan = Plan(
         protocol=wanted.protocol or "free",
         supports=supports,
         query=query,
@@ -178,6 +178,17 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int, usual: Proto
         optimiser=wanted.optimiser or of_protocol,
         step_size=wanted.step_size or protocol.step_size or inner.step_size,
     )
+    changed = wanted.protocol and not _is_plain(plan, protocol, num_views)
+    return plan._replace(protocol=f"{plan.protocol}, changed") if changed else plan
+
+
+def _is_plain(plan: Plan, protocol: Protocol, num_views: int) -> bool:
+    """Returns whether a plan is that of a protocol that leaves nothing to the training."""
+    drawn = bool(protocol.draws)
+    supports = () if drawn else (protocol.support,)
+    query = () if drawn else next((query for needed, query in protocol.queries if num_views >= needed), None)
+    of_protocol = (supports, query, *(getattr(protocol, name) for name in Plan._fields[3:]))
+    return plan[1:] == of_protocol
 
 
 def _query(name: ProtocolName | None, protocol: Protocol, num_views: int) -> tuple[int, ...]:
