@@ -77,7 +77,7 @@ def main() -> None:
     subject = Subject(signal, split.scenes, len(split.ids), num_views)
     ready, compiled_before = time.perf_counter(), compiled()
     optimiser, seed = protocols.inner_optimiser(plan), wanted.seeds[0]
-    print(f"fitting {counted(len(split.ids), 'scene')} from {counted(len(starts[seed]), 'initialisation')}", flush=True)
+    announce(wanted, len(split.ids))
     with tqdm(total=num_fits(plan, starts, len(split.ids)), unit="fit", disable=None) as bar:
         outcomes, shown = compare(
             subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=progress(bar), lpips=perceptual
@@ -105,6 +105,15 @@ def main() -> None:
     diverged = tables.of_divergence(content["summary"], content["protocol"], len(split.ids), kind.units[0])
     if diverged and wanted.strict:
         raise JaxmetaError(diverged)
+
+
+def announce(wanted: EvalConfig, num_scenes: int) -> None:
+    """Prints what is going to be fitted."""
+    if num_scenes < (wanted.num_scenes or 0):
+        print(f"--num-scenes {wanted.num_scenes}: the split '{wanted.split}' has {num_scenes}, all of which are fitted")
+    baselines = len(wanted.baselines)
+    starts = counted(baselines + 1, "initialisation") if baselines else "the learned initialisation alone"
+    print(f"fitting {counted(num_scenes, 'scene')} from {starts}", flush=True)
 
 
 def progress(bar: tqdm, *, every: float = 10.0) -> Callable[[int], None]:

@@ -57,7 +57,8 @@ class EvalConfig:
     step_size: float | None = None
     """Learning rate of the inner loop; None for the protocol's, or that of the training."""
     baselines: tuple[Baseline, ...] = ("standard",)
-    """What to compare with. single-view and joint are trained first, in RUN/baselines, if they are not there."""
+    """What to compare with; nothing behind the flag for the learned initialisation alone. single-view and joint are
+    trained first, in RUN/baselines, if they are not there."""
     baseline_steps: int = 1000
     """Steps of each fit behind the mean, and of the regression behind the matched baseline."""
     baseline_scenes: int = 64
@@ -127,10 +128,11 @@ def check(wanted: EvalConfig, usual: Protocol = USUAL) -> None:
             raise InputError(f"--{name} {views} must be numbers of views, from 0, each once")
     if list(counts) != sorted(set(counts)) or (counts and counts[0] < 1):
         raise InputError(f"--view-counts {counts} must be numbers of views that increase from 1 or more")
-    for name in ("seeds", "baselines"):
-        values = getattr(wanted, name)
-        if len(set(values)) < len(values) or (name == "seeds" and (not values or min(values) < 0)):
-            raise InputError(f"--{name} {values} must be one or more, each once, and no seed below 0")
+    seeds, compared = wanted.seeds, wanted.baselines
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {seeds} must be one or more numbers from 0, each once")
+    if len(set(compared)) < len(compared):
+        raise InputError(f"--baselines {' '.join(compared)} names one twice; name each once")
     protocol = PROTOCOLS[wanted.protocol] if wanted.protocol else usual
     if protocol.draws if wanted.draws is None else wanted.draws:
         for name in ("support", "query", "view_counts"):

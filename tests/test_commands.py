@@ -107,7 +107,11 @@ def test_t22_scores_that_are_not_finite_are_null_and_fail_where_that_is_wanted(c
 
 
 def test_the_best_state_can_be_evaluated(commands, run, tmp_path):
-    ended(commands.evaluate(run, "--checkpoint", "best", "--out", tmp_path / "best"), 0)
+    words = ["--checkpoint", "best", "--baselines", "--num-scenes", 9]
+    done = commands.evaluate(run, *words, "--out", tmp_path / "best")
+    ended(done, 0)
+    assert "--num-scenes 9: the split 'test' has 1, all of which are fitted\n" in done.stdout
+    assert "fitting 1 scene from the learned initialisation alone\n" in done.stdout
     step = json.loads((tmp_path / "best" / "results.json").read_text())["training"]["step"]
     assert [step] == steps(run, "best")
 

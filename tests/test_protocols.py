@@ -107,7 +107,7 @@ def test_the_optimiser_is_that_of_the_training():
         (25, {"optimiser": "adam"}, "--optimiser adam needs a --step-size"),
         (25, {"seeds": ()}, r"--seeds \(\) must be"),
         (25, {"seeds": (1, 1)}, r"--seeds \(1, 1\) must be"),
-        (25, {"baselines": ("mean", "mean")}, "--baselines"),
+        (25, {"baselines": ("mean", "mean")}, "--baselines mean mean names one twice; name each once"),
         (25, {"view_counts": (2, 1)}, r"--view-counts \(2, 1\) must be"),
         (25, {"view_counts": (0, 1)}, r"--view-counts \(0, 1\) must be"),
     ],
