@@ -82,37 +82,34 @@ def main() -> None:
         outcomes, shown = compare(
             subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=progress(bar), lpips=perceptual
         )
-    seconds = {
-        "before_fitting": ready - began,
-        "fitting_and_scoring": time.perf_counter() - ready,
-        "of_which_compilation": compiled() - compiled_before,
-    }
     about = {
         "protocol": plan._asdict(),
         "evaluation": config.as_dict(wanted),
         "training": config.as_dict(settings) | {"step": step, "imported": imported_from(wanted.run)},
         "versions": checkpoints.versions(),
         "devices": devices.describe(),
-        "seconds": seconds,
+        "seconds": {
+            "before_fitting": ready - began,
+            "fitting_and_scoring": time.perf_counter() - ready,
+            "of_which_compilation": compiled() - compiled_before,
+        },
     }
-    pictures.remove_earlier(out)
     content = write_results(wanted, about, split.ids, plan.stages, outcomes)
     done = Evaluated(signal, split, plan.supports, plan.stages, optimiser, starts[seed], seed=seed, mesh=mesh)
     made = draw(out, settings, done, shown, num_scenes=wanted.figure_scenes) if wanted.figure_scenes else []
     curves = pictures.write_curves(out, content["summary"], kind.units[0])
     write_report(out / "report.html", content, num_scenes=len(split.ids), curves=curves, pictures=made)
     print(f"results are in {out}; open {out / 'report.html'}")
-    diverged = tables.of_divergence(content["summary"], content["protocol"], len(split.ids), kind.units[0])
-    if diverged and wanted.strict:
-        raise JaxmetaError(diverged)
+    if wanted.strict and any(row["failed"] for row in content["summary"]):
+        raise JaxmetaError(tables.of_divergence(content["summary"], content["protocol"], len(split.ids), kind.units[0]))
 
 
 def announce(wanted: EvalConfig, num_scenes: int) -> None:
     """Prints what is going to be fitted."""
     if num_scenes < (wanted.num_scenes or 0):
         print(f"--num-scenes {wanted.num_scenes}: the split '{wanted.split}' has {num_scenes}, all of which are fitted")
-    baselines = len(wanted.baselines)
-    starts = counted(baselines + 1, "initialisation") if baselines else "the learned initialisation alone"
+    others = len(wanted.baselines)
+    starts = counted(others + 1, "initialisation") if others else "the learned initialisation alone"
     print(f"fitting {counted(num_scenes, 'scene')} from {starts}", flush=True)
 
 
@@ -203,13 +200,14 @@ def draw(out: Path, settings: TrainConfig, done: Evaluated, shown: Shown, *, num
 def write_results(
     wanted: EvalConfig, about: dict[str, Any], ids: tuple[str, ...], stages: tuple[int, ...], outcomes: list[Outcome]
 ) -> dict[str, Any]:
-    """Writes results.json and results.csv, prints the tables, and returns what results.json holds."""
+    """Writes results.json and results.csv, of one evaluation alone, prints tables, returns what results.json holds."""
     rows = results.records(outcomes, stages, ids)
     summary, paired = results.summary(outcomes, stages), results.differences(outcomes, stages)
     adaptation = results.adaptation(outcomes, stages)
     parts = {"summary": summary, "differences": paired, "adaptation": adaptation, "views": rows}
     out = wanted.out or wanted.run / "eval"
     content = {"schema": results.SCHEMA} | about | parts
+    pictures.remove_earlier(out)
     runfiles.write_atomically(out / "results.json", runfiles.to_json(content))
     runfiles.write_atomically(out / "results.csv", results.to_csv(rows))
     print(tables.heading(about, len(ids), outcomes))
