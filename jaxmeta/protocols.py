@@ -209,11 +209,11 @@ def _supports(
     both = sorted(set(first) & set(query)) if protocol.held_out else []
     if both:
         raise InputError(f"--query {query} holds the support views {both}; they are not held out")
-    beyond = [view for view in (*first, *query) if view >= num_views]
-    if beyond:
-        raise InputError(
-            f"--support and --query want the views {beyond}, the scenes have {counted(num_views, 'view')}, from 0"
-        )
+    for flag, views in (("support", first), ("query", query)):
+        beyond = ", ".join(str(view) for view in views if view >= num_views)
+        if beyond:
+            numbers = f"{counted(num_views, 'view')}, numbered from 0 to {num_views - 1}"
+            raise InputError(f"--{flag} asks for view {beyond}, but the scenes have {numbers}; choose among these")
     if protocol.even:
         evenly = ([num_views * i // count for i in range(count)] for count in wanted.view_counts)
         return tuple(map(tuple, evenly)) or (first,)
@@ -221,7 +221,7 @@ def _supports(
     if wanted.view_counts and wanted.view_counts[-1] > len(order):
         raise InputError(
             f"--view-counts {wanted.view_counts}: the scenes have {counted(num_views, 'view')}, of which "
-            f"{len(query)} are for the query; {len(order)} are left"
+            f"{len(query)} are for the query; ask for {len(order)} at most, or give fewer with --query"
         )
     return tuple(order[:count] for count in wanted.view_counts) or (first,)
 

@@ -137,7 +137,7 @@ def test_what_an_older_config_lacks_is_written_with_its_default():
     ("content", "wanted"),
     [
         (None, "cannot be read: No such file or directory"),
-        ("{", "is not a config"),
+        ("{", "is not a config.*; mend it, or move it away"),
         ("[]", "is not a config"),
         ('{"seed": "one"}', "is not a config.*seed"),
         ('{"field": {"density_activation": "gelu"}}', "is not a config.*gelu"),
