@@ -7,8 +7,8 @@ Writes results.json, results.csv, pictures and report.html, which holds them, in
 """
 
 import dataclasses
-import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,23 +77,22 @@ def main() -> None:
     subject = Subject(signal, split.scenes, len(split.ids), num_views)
     ready, compiled_before = time.perf_counter(), compiled()
     optimiser, seed = protocols.inner_optimiser(plan), wanted.seeds[0]
-    print(f"fitting {counted(len(split.ids), 'scene')} from {counted(len(starts[seed]), 'initialisation')}", flush=True)
+    announce(wanted, len(split.ids))
     with tqdm(total=num_fits(plan, starts, len(split.ids)), unit="fit", disable=None) as bar:
         outcomes, shown = compare(
-            subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=bar.update, lpips=perceptual
+            subject, plan, starts, mesh, num_at_once=wanted.scenes_at_once, tell=progress(bar), lpips=perceptual
         )
-    seconds = {
-        "before_fitting": ready - began,
-        "fitting_and_scoring": time.perf_counter() - ready,
-        "of_which_compilation": compiled() - compiled_before,
-    }
     about = {
         "protocol": plan._asdict(),
         "evaluation": config.as_dict(wanted),
         "training": config.as_dict(settings) | {"step": step, "imported": imported_from(wanted.run)},
         "versions": checkpoints.versions(),
         "devices": devices.describe(),
-        "seconds": seconds,
+        "seconds": {
+            "before_fitting": ready - began,
+            "fitting_and_scoring": time.perf_counter() - ready,
+            "of_which_compilation": compiled() - compiled_before,
+        },
     }
     content = write_results(wanted, about, split.ids, plan.stages, outcomes)
     done = Evaluated(signal, split, plan.supports, plan.stages, optimiser, starts[seed], seed=seed, mesh=mesh)
@@ -101,7 +100,35 @@ def main() -> None:
     curves = pictures.write_curves(out, content["summary"], kind.units[0])
     write_report(out / "report.html", content, num_scenes=len(split.ids), curves=curves, pictures=made)
     print(f"results are in {out}; open {out / 'report.html'}")
-    report_failures(outcomes, strict=wanted.strict)
+    if wanted.strict and any(row["failed"] for row in content["summary"]):
+        raise JaxmetaError(tables.of_divergence(content["summary"], content["protocol"], len(split.ids), kind.units[0]))
+
+
+def announce(wanted: EvalConfig, num_scenes: int) -> None:
+    """Prints what is going to be fitted."""
+    if num_scenes < (wanted.num_scenes or 0):
+        print(f"--num-scenes {wanted.num_scenes}: the split '{wanted.split}' has {num_scenes}, all of which are fitted")
+    others = len(wanted.baselines)
+    starts = counted(others + 1, "initialisation") if others else "the learned initialisation alone"
+    print(f"fitting {counted(num_scenes, 'scene')} from {starts}", flush=True)
+
+
+def progress(bar: tqdm, *, every: float = 10.0) -> Callable[[int], None]:
+    """Returns what counts fits on a bar; where there is no terminal, it prints a line every so many seconds."""
+    began = told = time.monotonic()
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done, told
+        done += count
+        bar.update(count)
+        now = time.monotonic()
+        if bar.disable and now - told >= every:
+            eta = tqdm.format_interval((bar.total - done) / done * (now - began))
+            print(f"fit {done}/{bar.total}  eta {eta}", flush=True)
+            told = now
+
+    return tell
 
 
 def perceptual_distance(weights: Path | None, signal: Signal, split: Split, plan: Plan) -> Distance | None:
@@ -173,13 +200,14 @@ def draw(out: Path, settings: TrainConfig, done: Evaluated, shown: Shown, *, num
 def write_results(
     wanted: EvalConfig, about: dict[str, Any], ids: tuple[str, ...], stages: tuple[int, ...], outcomes: list[Outcome]
 ) -> dict[str, Any]:
-    """Writes results.json and results.csv, prints the tables, and returns what results.json holds."""
+    """Writes results.json and results.csv, of one evaluation alone, prints tables, returns what results.json holds."""
     rows = results.records(outcomes, stages, ids)
     summary, paired = results.summary(outcomes, stages), results.differences(outcomes, stages)
     adaptation = results.adaptation(outcomes, stages)
     parts = {"summary": summary, "differences": paired, "adaptation": adaptation, "views": rows}
     out = wanted.out or wanted.run / "eval"
     content = {"schema": results.SCHEMA} | about | parts
+    pictures.remove_earlier(out)
     runfiles.write_atomically(out / "results.json", runfiles.to_json(content))
     runfiles.write_atomically(out / "results.csv", results.to_csv(rows))
     print(tables.heading(about, len(ids), outcomes))
@@ -188,18 +216,10 @@ def write_results(
     print(tables.of_stages(*of_first))
     if len(counts) > 1:
         print(tables.of_view_counts(summary, unit))
+    if diverged := tables.of_divergence(summary, about["protocol"], len(ids), unit):
+        print(f"{diverged}\n")
     print(tables.of_speed(adaptation, about["seconds"], unit))
     return content
-
-
-def report_failures(outcomes: list[Outcome], *, strict: bool) -> None:
-    """Tells of scores that are not finite; with `strict`, ends the command."""
-    failed = sum(int((~np.isfinite(outcome.scores.psnr)).sum()) for outcome in outcomes)
-    if failed:
-        message = f"{failed} of {sum(outcome.scores.psnr.size for outcome in outcomes)} scores are not finite (null)"
-        if strict:
-            raise JaxmetaError(f"{message}; lower --step-size")
-        print(f"warning: {message} and left out of the table", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from jaxmeta.figures import Cell, Picture, Scale, image_grid
 from jaxmeta.gallery import PAIR, Exhibition, item, num_items, steps
 from jaxmeta.metalearning import Params
 from jaxmeta.rendering import Rendering
+from jaxmeta.words import decibels
 
 ERROR = Scale("absolute error\n(share of the range)", 0, 0.5, "magma_r")
 OPACITY = Scale("opacity\n(share of the light)", 0, 1, "gray_r")
@@ -22,7 +23,7 @@ def extremes(path: Path, shown: Exhibition) -> Picture:
     # Scenes whose fit diverged are the worst.
     order = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable").tolist()
     each = min(2, max(len(order) // 2, 1))
-    places = {scene: "best" for scene in order[:each]}
+    places = {scene: "best" for scene in order[:each] if np.isfinite(score[scene])}
     places |= {scene: "worst" for scene in order[-each:] if scene not in places}
     names, rows = [name for name in PAIR if name in shown.fits], []
     for scene in places:
@@ -33,7 +34,7 @@ def extremes(path: Path, shown: Exhibition) -> Picture:
         path,
         rows,
         column_titles=["support", "target", *names, *names],
-        row_titles=[f"{place}\n{shown.ids[scene]}\n{score[scene]:.1f} dB" for scene, place in places.items()],
+        row_titles=[f"{place}\n{shown.ids[scene]}\n{decibels(float(score[scene]))}" for scene, place in places.items()],
         groups={"": 2, f"after {steps(shown.stages[-1])}": len(names), "error": len(names)},
     )
     return Picture(

@@ -26,6 +26,9 @@ from jaxmeta.results import Outcome
 from jaxmeta.signals import Signal
 from jaxmeta.tasks import Tasks, first_draws, make_tasks
 
+_SHORT = 1.0
+"""In seconds: where the first batch of an initialisation takes less, the overhead of a first call would be seen."""
+
 Starts = Mapping[int, Mapping[str, Params]]
 """By seed and name: the initialisations."""
 
@@ -158,6 +161,7 @@ def fit_each(
             seed=seed,
             batch_size=batch_size,
             keep_every=keep_every,
+            repeat_below=_SHORT,
         )
         fits[name] = by_scene(fit_all(_told(batches, tell)), subject.num_scenes)
     return fits
@@ -179,8 +183,10 @@ def by_scene(fit: Fit, num_scenes: int) -> Fit:
 
 
 def _outcome(name: str, seed: int, tasks: Tasks, fit: Fit) -> Outcome:
-    query = tasks.query.reshape(len(fit.seconds), -1)
-    return Outcome(name, tasks.support.shape[1], seed, fit.scores, query, float(fit.seconds.mean()))
+    num_scenes, num_query = len(fit.seconds), tasks.query.shape[1]
+    query = tasks.query.reshape(num_scenes, -1)
+    support = np.repeat(tasks.support, num_query, axis=0).reshape(*query.shape, -1)
+    return Outcome(name, seed, fit.scores, support, query, float(fit.seconds.mean()))
 
 
 def _told(batches: Iterable[Fit], tell: Callable[[int], Any]) -> Iterator[Fit]:

@@ -37,6 +37,8 @@ def load(path: Path) -> TrainConfig:
         return decode(path.read_bytes(), path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; give the folder of a run of train.py") from error
+    except InputError as error:
+        raise InputError(f"{error}; mend it, or move it away and give the command that made the run again") from error
 
 
 def decode(text: bytes | str, path: Path) -> TrainConfig:

@@ -162,7 +162,14 @@ def within_memory(
 
 
 def adapt_in_batches(
-    adapt_tasks: AdaptTasks, params: Params, support: PyTree[Any], mesh: Mesh, *, seed: int, batch_size: int
+    adapt_tasks: AdaptTasks,
+    params: Params,
+    support: PyTree[Any],
+    mesh: Mesh,
+    *,
+    seed: int,
+    batch_size: int,
+    repeat_below: float = 0.0,
 ) -> Iterator[tuple[Int[np.ndarray, "tasks"], Int[np.ndarray, "padded_tasks"], Params, float]]:
     """Yields consecutive batches: the tasks, the tasks with fillers, their adapted parameters, and the seconds it took.
 
@@ -175,6 +182,8 @@ def adapt_in_batches(
       mesh: shares the tasks.
       seed: of the draws.
       batch_size: how many tasks at once.
+      repeat_below: a first batch that took fewer seconds is adapted once more, and took what that took: the first call
+        of a compiled program is some hundredths of a second slower.
     """
     count = num_tasks(support)
     size = padded_size(min(batch_size, count), mesh)
@@ -184,9 +193,15 @@ def adapt_in_batches(
         padded = np.resize(tasks, size)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), padded)
         batch, keys = put((_take(support, padded), keys), by_scene(mesh))
-        began = time.perf_counter()
-        adapted = jax.block_until_ready(adapt_tasks(params, batch, keys))
-        yield tasks, padded, adapted, time.perf_counter() - began
+        adapted, seconds = _timed(adapt_tasks, params, batch, keys)
+        if start == 0 and seconds < repeat_below:
+            adapted, seconds = _timed(adapt_tasks, params, batch, keys)
+        yield tasks, padded, adapted, seconds
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return jax.block_until_ready(function(*arguments)), time.perf_counter() - began
 
 
 def fit_in_batches(
@@ -200,6 +215,7 @@ def fit_in_batches(
     seed: int,
     batch_size: int,
     keep_every: int = 1,
+    repeat_below: float = 0.0,
 ) -> Iterator[Fit]:
     """Yields the fits of consecutive batches of tasks, on the host.
 
@@ -213,8 +229,11 @@ def fit_in_batches(
       seed: of the draws, as for `adapt_in_batches`.
       batch_size: how many tasks at once.
       keep_every: keep the adapted parameters of each so-manyth task, from the first one on; 0 for of none.
+      repeat_below: as for `adapt_in_batches`.
     """
-    batches = adapt_in_batches(adapt_tasks, params, support, mesh, seed=seed, batch_size=batch_size)
+    batches = adapt_in_batches(
+        adapt_tasks, params, support, mesh, seed=seed, batch_size=batch_size, repeat_below=repeat_below
+    )
     for tasks, padded, adapted, seconds in batches:
         scores = score_tasks(adapted, put(_take(query, padded), by_scene(mesh)))
         kept = np.flatnonzero(tasks % keep_every == 0) if keep_every else tasks[:0]

@@ -17,6 +17,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from jaxmeta.words import DIVERGED
+
 Image = Float[np.ndarray, "height width"] | Float[np.ndarray, "height width 1"] | Float[np.ndarray, "height width 3"]
 """Grey or coloured."""
 
@@ -58,7 +60,7 @@ class Cell(NamedTuple):
 
     image: Any
     """An `Image`; colours and greys in [0, 1] unless there is a scale. What is one pixel high is a signal over one
-    dimension, such as a sound, and is drawn as a curve."""
+    dimension, such as a sound, and is drawn as a curve; what is not finite is drawn as the word for it."""
     note: str = ""
     """Stands below the picture."""
     scale: Scale | None = None
@@ -176,7 +178,10 @@ def _draw(axes: Axes, cell: Cell) -> None:
     image = np.asarray(cell.image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
-    if cell.scale:
+    if not np.isfinite(image).all():
+        axes.set_facecolor("0.9")
+        axes.text(0.5, 0.5, DIVERGED, transform=axes.transAxes, ha="center", va="center", fontsize=7, color="0.25")
+    elif cell.scale:
         axes.imshow(image, cmap=cell.scale.colours, vmin=cell.scale.low, vmax=cell.scale.high, aspect="auto")
     elif len(image) == 1:
         for channel, colour in zip(np.atleast_2d(image[0].T), CHANNELS, strict=False):
@@ -186,7 +191,7 @@ def _draw(axes: Axes, cell: Cell) -> None:
         axes.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1, aspect="auto")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color="0.8", linewidth=0.5)
-    if cell.note:
+    if cell.note and cell.note != DIVERGED:
         axes.set_xlabel(cell.note, fontsize=7, color="0.25", labelpad=2)
 
 

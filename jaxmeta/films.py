@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from jaxmeta.figures import colours
+from jaxmeta.words import DIVERGED, decibels
 
 PANEL, MARGIN, HEADER, FOOTER = 224, 16, 30, 64
 """In pixels of the film."""
@@ -60,7 +61,8 @@ def _frame(
     draw = ImageDraw.Draw(picture)
     title, text = ImageFont.load_default(18), ImageFont.load_default(16)
     shown = [("support view", "given", support, "#444444")] + [
-        (name, f"PSNR {score:.1f} dB", image, by_name[name]) for name, (image, score) in panels.items()
+        (name, f"PSNR {decibels(score)}" if np.isfinite(score) else DIVERGED, image, by_name[name])
+        for name, (image, score) in panels.items()
     ]
     for place, (name, note, image, colour) in enumerate(shown):
         left = MARGIN + place * (PANEL + MARGIN)
@@ -74,8 +76,8 @@ def _frame(
 
 
 def _panel(image: np.ndarray) -> Image.Image:
-    """Returns an image as large as a panel allows, in its middle."""
-    pixels = np.round(255 * np.clip(np.asarray(image), 0, 1)).astype(np.uint8)
+    """Returns an image as large as a panel allows, in its middle; what is not finite is grey."""
+    pixels = np.round(255 * np.clip(np.nan_to_num(image, nan=0.9), 0, 1)).astype(np.uint8)
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     return ImageOps.pad(picture, (PANEL, PANEL), Image.Resampling.BICUBIC, color="white")

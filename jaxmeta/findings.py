@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from jaxmeta.gallery import steps
 from jaxmeta.kinds import KINDS
-from jaxmeta.tables import meta_steps, rays_a_step, units
-from jaxmeta.words import counted
+from jaxmeta.tables import ONE, SEVERAL, meta_steps, of_divergence, rays_a_step, units
+from jaxmeta.words import DIVERGED, counted
 
 BASELINES = {
     "standard": "random, as the network is made",
@@ -38,28 +38,41 @@ class Table(NamedTuple):
 
 
 def lead(content: Mapping[str, Any], num_scenes: int) -> str:
-    """Returns what was found, in a sentence: the PSNR after the last step, and what that is more than the standard."""
+    """Returns what was found: the PSNR after the last step, what that is more than the standard, and what diverged."""
     rows = _of_first_count(content["summary"])
     count, last = rows[0]["support_views"], rows[-1]["steps"]
     reached = {row["initialisation"]: row["psnr_mean"] for row in rows if row["steps"] == last}
     scenes = "a scene" if num_scenes == 1 else counted(num_scenes, "scene")
     seen = "of the training" if content["evaluation"]["split"] == "train" else "not seen before"
-    found = (
-        f"Fitted with {steps(last)} to {_support_in_words(content, count)} of {scenes} {seen}, the learned "
-        f"initialisation reaches {_number(reached['learned'], '.1f')} dB{_query_in_words(content)}"
-    )
     more = [
         row
         for row in _of_first_count(content["differences"])
         if row["subtrahend"] == "standard" and row["steps"] == last
     ]
+    found = (
+        f"Fitted with {steps(last)} to {_support_in_words(content, count)} of {scenes} {seen}, "
+        f"{_scores_in_words(reached, more, _query_in_words(content))}."
+    )
+    diverged = of_divergence(content["summary"], content["protocol"], num_scenes, units(content["training"])[0])
+    return f"{found} {diverged}".rstrip()
+
+
+def _scores_in_words(reached: Mapping[str, float], more: Rows, where: str) -> str:
+    """Returns the mean PSNR of the learned and the standard initialisation; `more` holds their difference, if any."""
+
+    def reaches(psnr: float) -> str:
+        return f"reaches {_number(psnr, '.1f')} dB{where}" if math.isfinite(psnr) else f"{DIVERGED} in every scene"
+
+    found = f"the learned initialisation {reaches(reached['learned'])}"
     if not more:
-        return f"{found}."
+        return found
+    if not math.isfinite(more[0]["psnr_mean"]):
+        return f"{found}, the standard one {reaches(reached['standard'])}"
     found += f", the standard one {_number(reached['standard'], '.1f')} dB: a difference of "
     found += f"{_number(more[0]['psnr_mean'], '+.1f')} dB"
     if math.isfinite(more[0]["psnr_low"]):
         found += f" (95 % interval {_span(more[0], 'psnr', '+.1f')}, paired over scenes)"
-    return f"{found}."
+    return found
 
 
 def _support_in_words(content: Mapping[str, Any], count: int) -> str:
@@ -160,7 +173,8 @@ def _by_steps(title: str, summary: Rows, paired: Rows, metric: str, form: str) -
         cells.setdefault(row["initialisation"], []).append(_cell(row, metric, form))
     for row in paired:
         cells.setdefault(f"{row['minuend']} − {row['subtrahend']}", []).append(_cell(row, metric, f"+{form}"))
-    caption = "Mean ± standard deviation over scenes; below it the 95 % interval of the mean."
+    spread = any(math.isfinite(row[f"{metric}_std"]) for row in summary)
+    caption = f"{(SEVERAL if spread else ONE).capitalize()}."
     if paired:
         caption += " Differences are paired: of the same scenes with the same draws."
     header = ["", *map(steps, dict.fromkeys(row["steps"] for row in summary))]
@@ -190,8 +204,10 @@ def _speed(rows: Rows, unit: str) -> Table:
 
 
 def _cell(row: Mapping[str, Any], metric: str, form: str) -> str:
-    mean, std = _number(row[f"{metric}_mean"], form), _number(row[f"{metric}_std"], form.removeprefix("+"))
-    return f"{mean} ± {std}\n{_span(row, metric, form)}"
+    mean, std = _number(row[f"{metric}_mean"], form), row[f"{metric}_std"]
+    if not math.isfinite(std):
+        return mean
+    return f"{mean} ± {_number(std, form.removeprefix('+'))}\n{_span(row, metric, form)}"
 
 
 def _span(row: Mapping[str, Any], metric: str, form: str) -> str:
@@ -199,7 +215,7 @@ def _span(row: Mapping[str, Any], metric: str, form: str) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    return format(value, form).replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else "–"
+    return format(value, form).replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else DIVERGED
 
 
 def _listed(values: Iterable[Any]) -> str:

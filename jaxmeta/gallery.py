@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmeta.evaluation import Fit, Predict, Target
 from jaxmeta.figures import Cell, Picture, image_grid
-from jaxmeta.words import counted
+from jaxmeta.words import counted, decibels
 
 PAIR = ("standard", "learned")
 """What is always compared."""
@@ -48,7 +48,7 @@ class Exhibition(NamedTuple):
     def seen(self, name: str, scene: int, index: int, stage: int = -1) -> Cell:
         """Returns what an adapted field shows of a query item, with its PSNR."""
         image = self.predict(self.field(name, scene, stage), item(self.query, scene, index))
-        return Cell(np.asarray(image), f"{self.fits[name].scores.psnr[scene, stage, index]:.1f} dB")
+        return Cell(np.asarray(image), decibels(float(self.fits[name].scores.psnr[scene, stage, index])))
 
     def support_cell(self, scene: int) -> Cell:
         """Returns what a field was adapted to, with its name."""

@@ -35,7 +35,8 @@ from jaxmeta.metalearning import Initialisation
 
 def main() -> None:
     """Exports or imports, as the command line says."""
-    tyro.extras.subcommand_cli_from_dict({"export": export_run, "import": import_run})
+    commands = {"export": export_run, "import": import_run}
+    tyro.extras.subcommand_cli_from_dict(commands, prog="python -m jaxmeta.interchange")
 
 
 def export_run(run: tyro.conf.Positional[Path], file: tyro.conf.Positional[Path]) -> None:

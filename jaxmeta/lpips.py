@@ -66,6 +66,8 @@ def read(path: Path) -> Weights:
     Raises:
       InputError: the file cannot be read, an array is missing or has another shape, or a head has negative weights.
     """
+    if not path.is_file():
+        raise InputError(f"{path} cannot be read: there is no such file; {_MEND}")
     arrays = arrayfiles.read(path).arrays
 
     def array(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -60,7 +60,7 @@ class MeshConfig:
 
 def main() -> None:
     """Writes the mesh that the command line asks for."""
-    wanted = tyro.cli(MeshConfig)
+    wanted = tyro.cli(MeshConfig, prog="python -m jaxmeta.mesh")
     check(wanted)
     # Here, so that without the extra this module still loads and says so.
     from jaxmeta import isosurfaces

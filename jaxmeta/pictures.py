@@ -22,6 +22,23 @@ from jaxmeta.words import counted
 
 MOST_SCENES = 3
 """So many scenes are looked at closely."""
+FILES = (
+    *(f"{name}.png" for name in ("comparison", "baselines", "novel_views", "extremes", "geometry", "interpolation")),
+    *(f"{name}.png" for name in ("psnr", "support_views", "slices")),
+    *("turntable.gif", "turntable.mp4", "report.html"),
+)
+"""All that an evaluation may draw, and the report that holds it."""
+
+
+def remove_earlier(out: Path) -> None:
+    """Removes the pictures and the report of an earlier evaluation, if its results are in the folder."""
+    results = out / "results.json"
+    if not results.is_file():
+        return
+    with results.open("rb") as file:
+        ours = file.read(32).startswith(b'{\n  "schema": ')
+    for name in FILES if ours else ():
+        (out / name).unlink(missing_ok=True)
 
 
 def write_pictures(

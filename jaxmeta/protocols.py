@@ -44,7 +44,8 @@ class EvalConfig:
     query: tuple[int, ...] | None = None
     """Held-out views to score; None for the protocol's, or 1 4 7 10 13 16 19 22."""
     draws: int | None = None
-    """Random pairs of a support and a query view for each scene, in place of --support and --query; 0 for none."""
+    """Random pairs of a support and a query view for each scene, in place of --support and --query, at most as many as
+    there are; 0 for none."""
     view_counts: tuple[int, ...] = ()
     """Evaluate with so many support views each: those of --support, then others that are no query views, in order."""
     stages: tuple[int, ...] | None = None
@@ -56,7 +57,8 @@ class EvalConfig:
     step_size: float | None = None
     """Learning rate of the inner loop; None for the protocol's, or that of the training."""
     baselines: tuple[Baseline, ...] = ("standard",)
-    """What to compare with. single-view and joint are trained first, in RUN/baselines, if they are not there."""
+    """What to compare with; nothing behind the flag for the learned initialisation alone. single-view and joint are
+    trained first, in RUN/baselines, if they are not there."""
     baseline_steps: int = 1000
     """Steps of each fit behind the mean, and of the regression behind the matched baseline."""
     baseline_scenes: int = 64
@@ -94,7 +96,7 @@ class Plan(NamedTuple):
     """What an evaluation does: the protocol, with what the flags and the data changed."""
 
     protocol: str
-    """The name, or "free"."""
+    """The name, with ", changed" where flags changed what it fits, steps or scores; or "free"."""
     supports: tuple[tuple[int, ...], ...]
     """One set of support views for each number of views evaluated; none where they are drawn."""
     query: tuple[int, ...]
@@ -126,10 +128,11 @@ def check(wanted: EvalConfig, usual: Protocol = USUAL) -> None:
             raise InputError(f"--{name} {views} must be numbers of views, from 0, each once")
     if list(counts) != sorted(set(counts)) or (counts and counts[0] < 1):
         raise InputError(f"--view-counts {counts} must be numbers of views that increase from 1 or more")
-    for name in ("seeds", "baselines"):
-        values = getattr(wanted, name)
-        if len(set(values)) < len(values) or (name == "seeds" and (not values or min(values) < 0)):
-            raise InputError(f"--{name} {values} must be one or more, each once, and no seed below 0")
+    seeds, compared = wanted.seeds, wanted.baselines
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {seeds} must be one or more numbers from 0, each once")
+    if len(set(compared)) < len(compared):
+        raise InputError(f"--baselines {' '.join(compared)} names one twice; name each once")
     protocol = PROTOCOLS[wanted.protocol] if wanted.protocol else usual
     if protocol.draws if wanted.draws is None else wanted.draws:
         for name in ("support", "query", "view_counts"):
@@ -161,7 +164,13 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int, usual: Proto
         raise InputError(
             f"a support and another query view are drawn, but the scenes have {counted(num_views, 'view')}"
         )
-    return Plan(
+    pairs = num_views * (num_views - 1)
+    if wanted.draws and wanted.draws > pairs:
+        raise InputError(
+            f"--draws {wanted.draws} are more than the {pairs} pairs of a support and another query view that "
+            f"{counted(num_views, 'view')} make; give at most so many"
+        )
+    plan = Plan(
         protocol=wanted.protocol or "free",
         supports=supports,
         query=query,
@@ -171,6 +180,17 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int, usual: Proto
         optimiser=wanted.optimiser or of_protocol,
         step_size=wanted.step_size or protocol.step_size or inner.step_size,
     )
+    changed = wanted.protocol and not _is_plain(plan, protocol, num_views)
+    return plan._replace(protocol=f"{plan.protocol}, changed") if changed else plan
+
+
+def _is_plain(plan: Plan, protocol: Protocol, num_views: int) -> bool:
+    """Returns whether a plan is that of a protocol that leaves nothing to the training."""
+    drawn = bool(protocol.draws)
+    supports = () if drawn else (protocol.support,)
+    query = () if drawn else next((query for needed, query in protocol.queries if num_views >= needed), None)
+    of_protocol = (supports, query, *(getattr(protocol, name) for name in Plan._fields[3:]))
+    return plan[1:] == of_protocol
 
 
 def _query(name: ProtocolName | None, protocol: Protocol, num_views: int) -> tuple[int, ...]:
@@ -189,11 +209,11 @@ def _supports(
     both = sorted(set(first) & set(query)) if protocol.held_out else []
     if both:
         raise InputError(f"--query {query} holds the support views {both}; they are not held out")
-    beyond = [view for view in (*first, *query) if view >= num_views]
-    if beyond:
-        raise InputError(
-            f"--support and --query want the views {beyond}, the scenes have {counted(num_views, 'view')}, from 0"
-        )
+    for flag, views in (("support", first), ("query", query)):
+        beyond = ", ".join(str(view) for view in views if view >= num_views)
+        if beyond:
+            numbers = f"{counted(num_views, 'view')}, numbered from 0 to {num_views - 1}"
+            raise InputError(f"--{flag} asks for view {beyond}, but the scenes have {numbers}; choose among these")
     if protocol.even:
         evenly = ([num_views * i // count for i in range(count)] for count in wanted.view_counts)
         return tuple(map(tuple, evenly)) or (first,)
@@ -201,7 +221,7 @@ def _supports(
     if wanted.view_counts and wanted.view_counts[-1] > len(order):
         raise InputError(
             f"--view-counts {wanted.view_counts}: the scenes have {counted(num_views, 'view')}, of which "
-            f"{len(query)} are for the query; {len(order)} are left"
+            f"{len(query)} are for the query; ask for {len(order)} at most, or give fewer with --query"
         )
     return tuple(order[:count] for count in wanted.view_counts) or (first,)
 

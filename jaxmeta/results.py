@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from jaxmeta.evaluation import Scores
 from jaxmeta.statistics import estimate, steps_until_near
 
-SCHEMA = 2
+SCHEMA = 3
 LEARNED = "learned"
 
 
@@ -25,14 +25,20 @@ class Outcome(NamedTuple):
     """How one initialisation did, for one number of support views and one seed."""
 
     initialisation: str
-    num_support: int
     seed: int
     scores: Scores
     """Leading axis: scenes. The views of all draws are along the last one."""
+    support: Int[np.ndarray, "scenes views support_views"]
+    """Which of their scene's views were fitted, for each view that was scored."""
     query: Int[np.ndarray, "scenes views"]
     """Which of their scene's views were scored."""
     seconds: float
     """That an adaptation took; all steps, one scene's share of its batch."""
+
+    @property
+    def num_support(self) -> int:
+        """How many views were fitted."""
+        return self.support.shape[-1]
 
 
 def summary(outcomes: Sequence[Outcome], stages: Sequence[int]) -> list[dict[str, Any]]:
@@ -95,6 +101,7 @@ def records(outcomes: Sequence[Outcome], stages: Sequence[int], ids: Sequence[st
             "support_views": outcome.num_support,
             "seed": outcome.seed,
             "scene": scene_id,
+            "support": outcome.support[i, k].tolist(),
             "view": int(outcome.query[i, k]),
             "steps": steps,
             **{metric: float(getattr(outcome.scores, metric)[i, j, k]) for metric in _metrics([outcome])},
@@ -107,14 +114,22 @@ def records(outcomes: Sequence[Outcome], stages: Sequence[int], ids: Sequence[st
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns records of one kind as CSV with a header; a number that is not finite is an empty cell."""
+    """Returns records of one kind as CSV with a header.
+
+    The cell of a number that is not finite is empty; that of a list has its items with blanks between them.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        missing = {name: "" for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-        writer.writerow({**row, **missing})
+        writer.writerow({name: _cell(value) for name, value in row.items()})
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _grouped(outcomes: Sequence[Outcome]) -> dict[tuple[str, int], list[Outcome]]:

@@ -6,10 +6,12 @@ from typing import Any
 
 from jaxmeta.kinds import KINDS
 from jaxmeta.results import Outcome
-from jaxmeta.words import counted
+from jaxmeta.words import DIVERGED, counted
 
 _METRICS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS (lower is better)", 3)}
 """In words, and the digits shown."""
+SEVERAL = "mean ± standard deviation over scenes; below it the 95 % interval of the mean"
+ONE = "of one scene there is no standard deviation and no interval of the mean"
 
 
 def heading(about: Mapping[str, Any], num_scenes: int, outcomes: Sequence[Outcome]) -> str:
@@ -24,7 +26,7 @@ def heading(about: Mapping[str, Any], num_scenes: int, outcomes: Sequence[Outcom
         f"{counted(num_scenes, 'scene')} of '{about['evaluation']['split']}', {views}, {counted(num_seeds, 'seed')}, "
         f"{meta_steps(about['training'])}\n"
         f"protocol {plan['protocol']}: {plan['optimiser']} {plan['step_size']:g}, {rays_a_step(plan)}\n"
-        "mean ± standard deviation over scenes; below it the 95 % interval of the mean\n"
+        f"{SEVERAL if num_scenes > 1 else ONE}\n"
     )
 
 
@@ -47,7 +49,7 @@ def of_stages(rows: Sequence[Mapping[str, Any]], paired: Sequence[Mapping[str, A
     """Returns a summary, and the differences of PSNR, of one number of support views as text.
 
     A column for each stage; two lines for each initialisation and metric: the mean with the standard deviation, and
-    below it the 95 % interval.
+    below it the 95 % interval. Of one scene there is the mean alone.
     """
     stages = list(dict.fromkeys(row["steps"] for row in rows))
     blocks = [(row["initialisation"], "psnr", row) for row in rows]
@@ -57,6 +59,33 @@ def of_stages(rows: Sequence[Mapping[str, Any]], paired: Sequence[Mapping[str, A
         if not all(math.isnan(row.get(f"{metric}_mean", math.nan)) for row in rows):
             blocks += [(row["initialisation"], metric, row) for row in rows]
     return _table("inner steps", stages, blocks)
+
+
+def of_divergence(summary: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], num_scenes: int, unit: str) -> str:
+    """Returns in how many scenes fits diverged, and what to do, as sentences; nothing where none did.
+
+    Args:
+      summary: from `results.summary`.
+      plan: of the evaluation.
+      num_scenes: in all.
+      unit: what the views of a support are called.
+    """
+    failed: dict[tuple[str, int], int] = {}
+    for row in summary:
+        of = row["initialisation"], row["support_views"]
+        failed[of] = max(row["failed"], failed.get(of, 0))
+    several = len({count for _, count in failed}) > 1
+    told = [
+        f"from {name}{f' with {counted(count, unit)}' if several else ''} in {number} of {counted(num_scenes, 'scene')}"
+        for (name, count), number in failed.items()
+        if number
+    ]
+    if not told:
+        return ""
+    return (
+        f"Fits diverged: {', '.join(told)}. Where they did, a scene is left out of the means; give a --step-size below "
+        f"{plan['step_size']:g}."
+    )
 
 
 def of_view_counts(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
@@ -74,7 +103,7 @@ def of_speed(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float], un
     lines = [f"{'':<28}{'seconds per adaptation':>24}{'steps until within 0.5 dB of the end':>38}"]
     for row in rows:
         label = f"{row['initialisation']}, {counted(row['support_views'], unit)}"
-        near = format(row["steps_until_near"], "g") if math.isfinite(row["steps_until_near"]) else "-"
+        near = format(row["steps_until_near"], "g") if math.isfinite(row["steps_until_near"]) else DIVERGED
         lines.append(f"{label:<28}{row['seconds_per_adaptation']:>24.4f}{near:>38}")
     fitting, compiling = seconds["fitting_and_scoring"], seconds["of_which_compilation"]
     lines.append(f"fitted and scored in {fitting:.1f} s, of which {compiling:.1f} s compiling")
@@ -93,17 +122,19 @@ def _table(title: str, columns: Sequence[int], blocks: Sequence[tuple[str, str, 
         sign = "+" if " - " in name else ""
         label = f"{name}, {unit}"
         lines.append(f"{label:<{width}}" + "".join(f"{_mean(row, metric, digits, sign):>17}" for row in rows))
-        lines.append(" " * width + "".join(f"{_interval(row, metric, digits, sign):>17}" for row in rows))
+        intervals = [_interval(row, metric, digits, sign) for row in rows]
+        if any(intervals):
+            lines.append(" " * width + "".join(f"{interval:>17}" for interval in intervals))
     return "\n".join(lines) + "\n"
 
 
 def _mean(row: Mapping[str, Any], metric: str, digits: int, sign: str) -> str:
-    return f"{_shown(row[f'{metric}_mean'], digits, sign)} ± {_shown(row[f'{metric}_std'], digits)}"
+    mean, std = row[f"{metric}_mean"], row[f"{metric}_std"]
+    if not math.isfinite(mean):
+        return DIVERGED
+    return f"{mean:{sign}.{digits}f}" + (f" ± {std:.{digits}f}" if math.isfinite(std) else "")
 
 
 def _interval(row: Mapping[str, Any], metric: str, digits: int, sign: str) -> str:
-    return " to ".join(_shown(row[f"{metric}_{end}"], digits, sign) for end in ("low", "high"))
-
-
-def _shown(number: float, digits: int, sign: str = "") -> str:
-    return format(number, f"{sign}.{digits}f") if math.isfinite(number) else "-"
+    ends = [row[f"{metric}_{end}"] for end in ("low", "high")]
+    return " to ".join(f"{end:{sign}.{digits}f}" for end in ends) if all(map(math.isfinite, ends)) else ""

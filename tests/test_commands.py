@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from commands import PROJECT, digests, ended, metrics, steps, timeless
 
+from jaxmeta import pictures
+
 
 @pytest.fixture(scope="module")
 def run(commands, tmp_path_factory) -> Path:
@@ -69,6 +71,7 @@ def test_evaluation_writes_table_records_and_figures(commands, run):
         assert picture.std() > 10
     assert iio.improps(run / "eval" / "turntable.gif", plugin="pillow").n_images == 30
     assert (run / "eval" / "report.html").read_text().count("<img") == 6
+    assert {path.name for path in (run / "eval").iterdir()} <= {"results.json", "results.csv", *pictures.FILES}
     assert sorted(path for path in run.rglob("*") if "eval" not in path.parts) == before
 
 
@@ -87,20 +90,28 @@ def test_baselines_that_are_trained_are_trained_once(commands, run, tmp_path):
     assert "meta-steps 7 to 7" in done.stdout and digests(joint, 7) == before
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second"))
     assert first["views"] == second["views"] and len(first["views"]) == 3 * 2 * 2 * 1 * 1 * 2
-    assert first["protocol"]["supports"] == [[0], [0, 1]] and first["schema"] == 2
+    assert first["protocol"]["supports"] == [[0], [0, 1]] and first["schema"] == 3
 
 
 def test_t22_scores_that_are_not_finite_are_null_and_fail_where_that_is_wanted(commands, run, tmp_path):
     adam = ["--optimiser", "adam", "--step-size", 1e38]
     words = [run, *adam, "--stages", 0, 2, "--figure-scenes", 0, "--out", tmp_path / "out"]
-    ended(commands.evaluate(*words, "--strict"), 1, "4 of 8 scores are not finite (null)")
+    ended(
+        commands.evaluate(*words, "--strict"),
+        1,
+        "Fits diverged: from standard in 1 of 1 scene, from learned in 1 of 1 scene",
+    )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["psnr"] is None for row in results["views"]] == [row["steps"] == 2 for row in results["views"]]
     assert [row["failed"] for row in results["summary"]] == [0, 1, 0, 1]
 
 
 def test_the_best_state_can_be_evaluated(commands, run, tmp_path):
-    ended(commands.evaluate(run, "--checkpoint", "best", "--out", tmp_path / "best"), 0)
+    words = ["--checkpoint", "best", "--baselines", "--num-scenes", 9]
+    done = commands.evaluate(run, *words, "--out", tmp_path / "best")
+    ended(done, 0)
+    assert "--num-scenes 9: the split 'test' has 1, all of which are fitted\n" in done.stdout
+    assert "fitting 1 scene from the learned initialisation alone\n" in done.stdout
     step = json.loads((tmp_path / "best" / "results.json").read_text())["training"]["step"]
     assert [step] == steps(run, "best")
 

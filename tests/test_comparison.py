@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tqdm import tqdm
 
+from eval import progress
 from jaxmeta import capacity, comparison
 from jaxmeta.capacity import compile_adapt
 from jaxmeta.comparison import Subject, compare, num_fits
 from jaxmeta.evaluation import Fit, Scores, make_adapt
 from jaxmeta.protocols import Plan
 from jaxmeta.signals import Signal
+from jaxmeta.tasks import make_tasks
 
 NUM_SCENES, NUM_VIEWS, RATE = 3, 5, 0.25
 DATA = np.random.default_rng(0).uniform(0.2, 0.8, (NUM_SCENES, NUM_VIEWS, 2, 3, 1)).astype(np.float32)
@@ -81,6 +84,8 @@ def test_scores_are_those_of_gradient_descent(compared):
                 np.testing.assert_allclose(outcome.scores.psnr[scene, stage], wanted, rtol=1e-4)
         assert np.isnan(outcome.scores.ssim).all()  # 2 x 3 pixels
         assert outcome.seconds > 0
+        assert outcome.support.tolist() == [[[0], [0]]] * NUM_SCENES and outcome.query.tolist() == [[3, 4]] * NUM_SCENES
+    assert compared[0][-1].support.tolist() == [[[0, 2], [0, 2]]] * NUM_SCENES
 
 
 def test_comparisons_are_paired_and_seeds_are_not(compared):
@@ -124,6 +129,8 @@ def test_draws_are_folded_into_views(mesh1):
         np.testing.assert_allclose(outcome.scores.psnr[scene, 0], wanted, rtol=1e-4)
     np.testing.assert_array_equal(shown.tasks.scenes, np.arange(NUM_SCENES))
     np.testing.assert_array_equal(shown.tasks.query[:, 0], outcome.query[:, 0])
+    drawn_pairs = make_tasks(drawn, (), seed=2, num_scenes=NUM_SCENES, num_views=NUM_VIEWS)
+    np.testing.assert_array_equal(outcome.support.ravel(), drawn_pairs.support.ravel())
     assert shown.fits["learned"].params["w"].shape == (NUM_SCENES, 1, 2, 3, 1)
 
 
@@ -149,3 +156,11 @@ def test_as_many_at_once_as_memory_holds(mesh1, monkeypatch):
     assert size(4200) == 20  # 21 fit into half of it; two even batches
     assert size(150) == 1
     assert size(10**6, num_at_once=7) == 7
+
+
+@pytest.mark.parametrize(("every", "lines"), [(0.0, ["fit 2/8  eta", "fit 6/8  eta"]), (1e9, [])])
+def test_progress_is_told_where_there_is_no_terminal(capsys, every, lines):
+    tell = progress(tqdm(total=8, disable=True), every=every)
+    tell(2)
+    tell(4)
+    assert [line[:12] for line in capsys.readouterr().out.splitlines()] == lines

@@ -1,7 +1,9 @@
 """Settings: presets, what is refused, what is kept on disk, and the optimiser that they describe."""
 
 import dataclasses
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -137,7 +139,7 @@ def test_what_an_older_config_lacks_is_written_with_its_default():
     ("content", "wanted"),
     [
         (None, "cannot be read: No such file or directory"),
-        ("{", "is not a config"),
+        ("{", "is not a config.*; mend it, or move it away"),
         ("[]", "is not a config"),
         ('{"seed": "one"}', "is not a config.*seed"),
         ('{"field": {"density_activation": "gelu"}}', "is not a config.*gelu"),
@@ -261,3 +263,11 @@ def test_runs_of_two_kinds_differ_in_words():
     toy, ct = (PRESETS[name][1] for name in ("toy", "ct"))
     assert "kind: views -> ct" in configfiles.differences(toy, ct)
     assert any(line.startswith("data.class_name: ") for line in configfiles.differences(ct, toy))
+
+
+@pytest.mark.parametrize("module", ["viewer.__main__", "mesh", "data.check", "interchange"])
+def test_the_usage_names_the_command_as_it_is_called(monkeypatch, capsys, module):
+    monkeypatch.setattr(sys, "argv", ["a file", "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"jaxmeta.{module}").main()
+    assert f"python -m jaxmeta.{module.removesuffix('.__main__')} " in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Fitting unseen scenes and scoring what comes out; and the claim that a learned start makes that better."""
 
 import re
+import time
 from functools import partial
 
 import imageio.v3 as iio
@@ -189,6 +190,22 @@ def test_every_scene_is_fitted_once_with_its_own_draws(mesh1, mesh8, balls, batc
     draws = [jax.random.uniform(jax.random.fold_in(jax.random.key(9), scene)) for scene in range(7)]
     np.testing.assert_array_equal(fits.scores.ssim[:, 0], draws)
     assert len(set(sizes)) == 1 and sizes[0] % mesh.size == 0  # one shape, one compilation
+
+
+@pytest.mark.parametrize("repeat_below", [0.0, 0.1, 100.0])
+def test_the_first_call_of_a_program_is_not_timed_if_it_is_short(mesh1, balls, repeat_below):
+    pauses = iter([0.2, 0.0, 0.0, 0.0])
+
+    def adapt_tasks(params, support, keys):
+        time.sleep(next(pauses))
+        return params
+
+    batches = evaluation.adapt_in_batches(
+        adapt_tasks, {}, support_of(take(balls, slice(3))), mesh1, seed=0, batch_size=1, repeat_below=repeat_below
+    )
+    first, *others = [seconds for *_, seconds in batches]
+    assert len(others) == 2 and (first < 0.1) == (repeat_below > 0.2)
+    assert len(list(pauses)) == (0 if repeat_below > 0.2 else 1)
 
 
 def test_a_learned_start_beats_the_standard_one(fit_eight, mesh8, balls, start, loss_fn):

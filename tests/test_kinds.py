@@ -14,6 +14,7 @@ import pytest
 
 import eval as evaluate
 import train
+from jaxmeta import pictures
 
 PROJECT = Path(__file__).parents[1]
 
@@ -82,6 +83,9 @@ def test_a_learned_start_is_better(monkeypatch, capsys, tmp_path, preset):
     for views in {views for _, views, _ in found}:
         assert found["learned", views, 5] > found["standard", views, 5] + 0.5
     assert iio.imread(tmp_path / "run" / "eval" / figure, plugin="pillow").std() > 10
+    assert {path.name for path in (tmp_path / "run" / "eval").iterdir()} <= {
+        "results.json", "results.csv", *pictures.FILES
+    }  # fmt: skip
 
 
 def test_a_new_kind_is_a_file_a_word_and_a_preset(run_command, tmp_path):

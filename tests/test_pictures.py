@@ -173,7 +173,14 @@ def test_a_scene_that_diverged_is_the_worst(tmp_path, monkeypatch):
     learned = shown.fits["learned"]._replace(scores=Scores(scores, scores))
     monkeypatch.setattr(closeups, "image_grid", lambda path, rows, **rest: drawn.update(rest))
     closeups.extremes(tmp_path / "extremes.png", shown._replace(fits=shown.fits | {"learned": learned}))
-    assert drawn["row_titles"][-1].split("\n")[:2] == ["worst", "$scene_3$"]
+    assert drawn["row_titles"][-1].split("\n") == ["worst", "$scene_3$", "diverged"]
+
+
+def test_what_is_not_finite_is_not_drawn_white(tmp_path):
+    broken = plain(RED) * np.nan
+    figures.image_grid(tmp_path / "a.png", [[Cell(broken, "diverged")]], column_titles=[""], row_titles=[""])
+    picture = read(tmp_path / "a.png")
+    assert (picture == 0xE6).all(axis=-1).mean() > 0.3
 
 
 def test_interpolation_goes_from_one_scene_to_the_other(tmp_path, monkeypatch):
@@ -235,3 +242,15 @@ def test_curves_have_bands_in_the_colours_of_their_initialisations(tmp_path):
     assert above[0] < below[0]
     one_count = [row for row in rows if row["support_views"] == 1]
     assert len(pictures.write_curves(tmp_path, one_count, "view")) == 1
+
+
+@pytest.mark.parametrize("theirs", ["", "{}", '{\n  "schema": 1'])
+def test_pictures_of_an_earlier_evaluation_go_and_nothing_else(tmp_path, theirs):
+    ours = ("slices.png", "turntable.mp4", "report.html")
+    for name in (*ours, "mine.png", "results.csv"):
+        (tmp_path / name).write_text("")
+    if theirs:
+        (tmp_path / "results.json").write_text(theirs)
+    pictures.remove_earlier(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()} - {"results.json"}
+    assert left == {"mine.png", "results.csv"} | (set() if "schema" in theirs else set(ours))

@@ -42,9 +42,30 @@ def test_protocols_are_those_of_the_table(name, num_views, query, stages, rest):
 
 def test_a_flag_beside_a_protocol_wins():
     found = plan(protocol="nerf-meta", support=(3,), query=(0, 2), stages=(5,), num_rays=9, step_size=0.1)
-    assert found == Plan("nerf-meta", ((3,),), (0, 2), 0, (5,), 9, "sgd", 0.1)
+    assert found == Plan("nerf-meta, changed", ((3,),), (0, 2), 0, (5,), 9, "sgd", 0.1)
     assert plan(protocol="trans-inr", draws=2, optimiser="sgd", step_size=1.0)[3:] == (2, (0, 100), 1024, "sgd", 1.0)
     assert plan(protocol="trans-inr", draws=0, query=(5,)).supports == ((0,),)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_views", "flags", "told"),
+    [
+        ("nerf-meta", 25, {}, "nerf-meta"),
+        ("nerf-meta", 50, {"support": (0,), "stages": (0, 1, 10, 32, 100, 1000), "step_size": 0.5}, "nerf-meta"),
+        ("nerf-meta", 50, {"query": tuple(range(1, 25))}, "nerf-meta, changed"),
+        ("nerf-meta", 50, {"view_counts": (1, 2)}, "nerf-meta, changed"),
+        ("nerf-meta", 25, {"step_size": 0.4}, "nerf-meta, changed"),
+        ("nerf-meta", 25, {"draws": 3}, "nerf-meta, changed"),
+        ("learnit", 25, {"query": (1,)}, "learnit, changed"),
+        ("original", 25, {"num_rays": 64}, "original, changed"),
+        ("original", 25, {"seeds": (1, 2), "num_scenes": 3, "baselines": ()}, "original"),
+        ("trans-inr", 25, {}, "trans-inr"),
+        ("trans-inr", 25, {"draws": 99}, "trans-inr, changed"),
+        (None, 25, {"step_size": 0.4}, "free"),
+    ],
+)
+def test_a_protocol_that_was_changed_is_called_so(name, num_views, flags, told):
+    assert plan(num_views, protocol=name, **flags).protocol == told
 
 
 def test_support_views_grow_and_are_never_scored():
@@ -73,15 +94,21 @@ def test_the_optimiser_is_that_of_the_training():
             {"view_counts": (1, 25)},
             r"--view-counts \(1, 25\): the scenes have 25 views, of which 8 are for the query",
         ),
-        (25, {"support": (25,)}, r"want the views \[25\], the scenes have 25"),
+        (25, {"support": (25,)}, "--support asks for view 25, but the scenes have 25 views, numbered from 0 to 24"),
+        (25, {"query": (3, 99)}, "--query asks for view 99, but .*; choose among these"),
         (25, {"query": (1, 0)}, r"--query \(1, 0\) holds the support views \[0\]; they are not held out"),
         (1, {"protocol": "trans-inr"}, "a support and another query view are drawn, but the scenes have 1 view"),
         (25, {"protocol": "trans-inr", "support": (0,)}, r"--support \(0,\) does not go with random draws"),
         (25, {"draws": 3, "view_counts": (1,)}, r"--view-counts \(1,\) does not go with random draws"),
+        (
+            4,
+            {"draws": 13},
+            "--draws 13 are more than the 12 pairs of a support and another query view that 4 views make",
+        ),
         (25, {"optimiser": "adam"}, "--optimiser adam needs a --step-size"),
         (25, {"seeds": ()}, r"--seeds \(\) must be"),
         (25, {"seeds": (1, 1)}, r"--seeds \(1, 1\) must be"),
-        (25, {"baselines": ("mean", "mean")}, "--baselines"),
+        (25, {"baselines": ("mean", "mean")}, "--baselines mean mean names one twice; name each once"),
         (25, {"view_counts": (2, 1)}, r"--view-counts \(2, 1\) must be"),
         (25, {"view_counts": (0, 1)}, r"--view-counts \(0, 1\) must be"),
     ],

@@ -17,6 +17,7 @@ NAN = float("nan")
 def row(count, steps, mean, **names) -> dict:
     spread = {"std": 1.5, "low": mean - 1, "high": mean + 1}
     scores = {f"psnr_{name}": value for name, value in ({"mean": mean} | spread).items()}
+    names |= {"failed": 0}
     return names | {"support_views": count, "steps": steps} | scores | {f"ssim_{of}": NAN for of in ("mean", "std", "low", "high")}  # noqa: E501  # fmt: skip
 
 
@@ -112,6 +113,26 @@ def test_the_lead_tells_what_was_found():
     assert alone.endswith("of a scene not seen before, the learned initialisation reaches 22.2 dB on other views.")
 
 
+def test_the_lead_tells_what_diverged():
+    found = content()
+    found["summary"][3] |= {"psnr_mean": NAN, "failed": 3}
+    found["differences"][1] |= {"psnr_mean": NAN, "psnr_low": NAN}
+    assert findings.lead(found, 3) == (
+        "Fitted with 100 steps to 1 view of 3 scenes not seen before, the learned initialisation diverged in every "
+        "scene, the standard one reaches 11.0 dB on other views. Fits diverged: from learned in 3 of 3 scenes. Where "
+        "they did, a scene is left out of the means; give a --step-size below 0.5."
+    )
+
+
+def test_of_one_scene_there_is_the_mean_alone():
+    found = content()
+    for one in found["summary"] + found["differences"]:
+        one |= {"psnr_std": NAN, "psnr_low": NAN, "psnr_high": NAN}
+    scores, _ = findings.tables(found)
+    assert scores.rows[1:] == [["learned", "22.25", "22.25"], ["learned − standard", "+11.25", "+11.25"]]
+    assert scores.caption.startswith("Of one scene there is no")
+
+
 @pytest.mark.parametrize(
     ("kind", "plan", "fitted", "scored"),
     [
@@ -166,7 +187,7 @@ def test_tables_hold_scores_differences_and_view_counts():
     assert list(scores.header) == ["", "0 steps", "100 steps"]
     assert scores.rows[1][2] == "22.25 ± 1.50\n21.25 to 23.25"
     assert scores.rows[2][1] == "+11.25 ± 1.50\n+10.25 to +12.25"
-    assert speed.rows[0][1:] == ["1", "0.500", "–"]  # a number that is not there
+    assert speed.rows[0][1:] == ["1", "0.500", "diverged"]  # of no scene is it known
     by_views = findings.tables(content(counts=(1, 3)))[1]
     assert list(by_views.header) == ["", "1 view", "3 views"]
 

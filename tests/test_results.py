@@ -22,7 +22,8 @@ PSNR = np.array([[[1, 3], [19, 21]], [[2, 2], [20, 22]], [[3, 1], [25, 25]]], np
 
 def outcome(name: str, more: object = 0, *, seed: int = 1, num_support: int = 1) -> Outcome:
     psnr = PSNR + np.asarray(more, np.float32)
-    return Outcome(name, num_support, seed, Scores(psnr, psnr / 100), QUERY, seconds=float(seed))
+    support = np.broadcast_to(np.arange(num_support), (*psnr[:, 0].shape, num_support))
+    return Outcome(name, seed, Scores(psnr, psnr / 100), support, QUERY, seconds=float(seed))
 
 
 # Over the learned one, by scene, at stage 10: 5, 6 and 10 dB.
@@ -96,9 +97,11 @@ def test_records_name_what_each_number_is_of():
 
 
 def test_csv_can_be_read_back():
-    rows = results.records(BOTH, STAGES, IDS)
+    rows = results.records([*BOTH, outcome("learned", num_support=3)], STAGES, IDS)
     read = list(csv.DictReader(io.StringIO(results.to_csv(rows))))
-    assert [{name: str(value) for name, value in row.items()} for row in rows] == read
+    for row, found in zip(rows, read, strict=True):
+        assert [int(view) for view in found.pop("support").split()] == row.pop("support")
+        assert {name: str(value) for name, value in row.items()} == found
 
 
 def test_tables_show_every_estimate():
@@ -115,9 +118,23 @@ def test_tables_show_every_estimate():
 
 
 def test_tables_of_one_scene_and_of_no_ssim():
-    one = Outcome("learned", 1, 1, Scores(PSNR[:1], PSNR[:1] * np.nan), QUERY[:1], 1.0)
+    one = Outcome("learned", 1, Scores(PSNR[:1], PSNR[:1] * np.nan), np.zeros((1, 2, 1), int), QUERY[:1], 1.0)
     lines = tables.of_stages(results.summary([one], STAGES), []).splitlines()
-    assert len(lines) == 3 and lines[1].endswith("20.00 ± -") and lines[2].endswith("- to -")
+    assert len(lines) == 2 and lines[1].split() == ["learned,", "PSNR", "dB", "2.00", "20.00"]
+
+
+def test_fits_that_diverged_are_told_with_what_to_do():
+    scores = np.array([[[0, 0], [0, 0]], [[0, 0], [np.nan, 0]], [[0, 0], [0, 0]]])
+    one, all_of_them = outcome("learned", scores), outcome("standard", scores[1:2])
+    rows = results.summary([all_of_them, one], STAGES)
+    told = tables.of_divergence(rows, {"step_size": 0.5}, 3, "view")
+    assert told.startswith("Fits diverged: from standard in 3 of 3 scenes, from learned in 1 of 3 scenes.")
+    assert told.endswith("--step-size below 0.5.")
+    lines = tables.of_stages(rows, results.differences([all_of_them, one], STAGES)).splitlines()
+    assert [line.split()[-1] for line in lines[1:6:2]] == ["diverged", "3.54", "diverged"]
+    several = results.summary([outcome("learned"), outcome("learned", scores, num_support=5)], STAGES)
+    assert "from learned with 5 views in 1 of 3 scenes." in tables.of_divergence(several, {"step_size": 1}, 3, "view")
+    assert tables.of_divergence(several[:2], {"step_size": 1}, 3, "view") == ""
 
 
 def test_table_of_view_counts():

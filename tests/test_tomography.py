@@ -8,6 +8,7 @@ from skimage.data import shepp_logan_phantom
 from skimage.transform import radon, resize
 
 from jaxmeta.data.phantoms import SHEPP_LOGAN, draw_phantoms, draw_slice, random_ellipses
+from jaxmeta.kinds import slices_by_views
 from jaxmeta.kinds.ct import CTConfig, sinogram
 from jaxmeta.objectives import projection_loss
 from jaxmeta.samples import grid_points
@@ -114,3 +115,11 @@ def test_a_sinogram_has_a_band_for_each_projection():
     np.testing.assert_allclose(sinogram(many)[:, 0, 0], np.arange(0, 16, 2) / 15)
     assert np.isfinite(sinogram(np.zeros((1, 8), np.float32))).all()  # of an empty slice
     assert CTConfig().notes((0, 32, 64, 96), 0) == ("4 projections", "")
+
+
+def test_the_caption_tells_which_numbers_of_projections_have_fewer_steps():
+    told = slices_by_views.explanation([1, 2, 4], 1000)
+    assert "to 1 projection for 50 steps and 2 projections for 100 steps only" in told
+    assert "after 1,000 steps for every number" in told
+    assert "1 projection for 50 steps only" in slices_by_views.explanation([1, 2], 100)
+    assert slices_by_views.explanation([1, 2, 4], 50) == slices_by_views.explanation([4, 8], 1000) == ""

@@ -93,6 +93,13 @@ def test_the_bar_tells_its_frame(frames):
     assert np.ptp(np.diff(filled[:4])) <= 1 and filled[-1] == 300
 
 
+def test_a_field_that_diverged_is_grey():
+    film = Film(np.full((1, 2, 2, 3), np.nan), np.array([np.nan]))
+    (frame,) = films.compose({"learned": film}, np.zeros((2, 2, 3)), [3])
+    place = films.HEADER + films.PANEL // 2, films.MARGIN + (films.PANEL + films.MARGIN) + films.PANEL // 2
+    assert frame[place].tolist() == [230, 230, 230]
+
+
 def test_a_gif_has_all_frames_loops_and_keeps_white(frames, tmp_path):
     films.write_gif(tmp_path / "new" / "film.gif", frames, seconds=1.2)
     with Image.open(tmp_path / "new" / "film.gif") as gif:

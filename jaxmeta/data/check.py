@@ -63,7 +63,7 @@ class Finding(NamedTuple):
 
 def main() -> None:
     """Looks through the data set that the command line names; raises InputError where it found an error."""
-    wanted = tyro.cli(CheckConfig)
+    wanted = tyro.cli(CheckConfig, prog="python -m jaxmeta.data.check")
     num_errors = 0
     seen: dict[str, set[str]] = defaultdict(set)
     owners: dict[str, tuple[str, Path]] = {}

@@ -1,5 +1,6 @@
 """Draws what a network makes of slices from more and more projections."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxmeta.evaluation import make_adapt, psnr
 from jaxmeta.figures import Cell, Picture, image_grid
 from jaxmeta.gallery import PAIR
 from jaxmeta.signals import Evaluated
-from jaxmeta.words import counted
+from jaxmeta.words import counted, decibels
 
 FEW_STEPS = {1: 50, 2: 100}
 """Of the paper's authors, who take 1000 with more projections."""
@@ -37,7 +38,7 @@ def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
         target = done.signal.target(item)
         for name in names:
             images = [predict(jax.tree.map(lambda leaf: leaf[place], fits[name]), item) for fits in columns]  # noqa: B023
-            noted = [Cell(np.asarray(image), note=f"{psnr(image, target):.1f} dB") for image in images]
+            noted = [Cell(np.asarray(image), note=decibels(float(psnr(image, target)))) for image in images]
             rows.append([Cell(np.asarray(target)), *noted])
             row_titles.append(f"{done.split.ids[scene]}, {name}")
     titles = ["slice"] + [_title(len(views), done.stages[-1]) for views in done.supports]
@@ -46,7 +47,24 @@ def draw_slices(path: Path, done: Evaluated, *, num_scenes: int) -> Picture:
         path,
         "Slices by the number of projections",
         "Two rows per slice: what comes out of more and more projections, from the standard and from the learned "
-        "initialisation.",
+        f"initialisation. {explanation([len(views) for views in done.supports], done.stages[-1])}".rstrip(),
+    )
+
+
+def explanation(counts: Sequence[int], most: int) -> str:
+    """Returns a sentence that says which numbers of projections are fitted for fewer steps than the most, if any are.
+
+    Args:
+      counts: the numbers of projections.
+      most: steps, of which the tables have the scores.
+    """
+    few = {count: _num_steps(count, most) for count in counts if _num_steps(count, most) < most}
+    if not few:
+        return ""
+    told = " and ".join(f"{counted(count, 'projection')} for {counted(steps, 'step')}" for count, steps in few.items())
+    return (
+        f"As by the paper's authors, the network is fitted to {told} only, so that the PSNRs below these pictures are "
+        f"not those of the tables and curves, which are after {counted(most, 'step')} for every number of projections."
     )
 
 

@@ -52,7 +52,7 @@ class ViewerConfig:
 
 def main() -> None:
     """Serves the page until Ctrl-C."""
-    wanted = tyro.cli(ViewerConfig)
+    wanted = tyro.cli(ViewerConfig, prog="python -m jaxmeta.viewer")
     if find_spec("viser") is None:
         raise InputError("the viewer needs the package viser: pip install 'jaxmeta[viewer]'")
     # Here, so that without the extra this module still loads and says so.
