@@ -31,10 +31,10 @@ from jaxmeta.config import TrainConfig
 from jaxmeta.errors import run_command
 from jaxmeta.interruption import InterruptedRun
 from jaxmeta.keeping import Keeper, resume
-from jaxmeta.metalearning import Initialisation, MetaState
+from jaxmeta.metalearning import Initialisation
 from jaxmeta.presets import PRESETS
 from jaxmeta.signals import Signal, Split
-from jaxmeta.training import Progress, TrainSteps
+from jaxmeta.training import Progress, Start, TrainSteps
 from jaxmeta.words import counted
 
 MAX_BAD_STEPS = 10
@@ -67,7 +67,7 @@ def meta_learn(settings: TrainConfig) -> None:
         num_inner_steps=settings.inner.num_steps,
     )
     runfiles.check_run(settings)
-    start = starting.first_state(settings, signal.init)
+    begin = starting.beginning(settings, signal.init)
     with (
         interruption.sole_writer(settings.run),
         interruption.watchdog(settings.step_timeout) as alive,
@@ -75,11 +75,11 @@ def meta_learn(settings: TrainConfig) -> None:
         checkpoints.open_checkpoints(settings.run, "best", keep=1) as best,
         interruption.stop_requests(latest) as stop_requested,
     ):
-        state = resume(settings, latest, start, split.content, devices.replicated(mesh))
+        start = resume(settings, latest, begin, split.content, devices.replicated(mesh))
         runfiles.claim_run(settings)
         about = {"config": config.as_dict(settings), "data": split.content}
         keeper = Keeper(settings.run, latest, best, about)
-        train(settings, split, mesh, train_steps, state, validate, keeper, stop_requested, alive)
+        train(settings, split, mesh, train_steps, start, validate, keeper, stop_requested, alive)
 
 
 def train(
@@ -87,14 +87,14 @@ def train(
     split: Split,
     mesh: Mesh,
     train_steps: TrainSteps,
-    state: MetaState,
+    start: Start,
     validate: Callable[[Initialisation], float] | None,
     keeper: Keeper,
     stop_requested: Callable[[int], int | None],
     alive: Callable[[], None],
 ) -> None:
     """Takes meta-steps up to the configured number, with metrics, validation and checkpoints on the way."""
-    first, total = int(state.step), settings.outer.num_steps
+    first, total = start.step, settings.outer.num_steps
     quiet = not devices.is_main_process()
     if not quiet:
         scenes = counted(len(split.ids), "scene")
@@ -122,7 +122,7 @@ def train(
     )
     with tqdm(total=total, initial=first, unit="step", disable=quiet or None) as bar:
         for done in training.take_steps(
-            train_steps, state, chunks, pause=lambda *steps: validated(*steps) or saved(*steps)
+            train_steps, start, chunks, pause=lambda *steps: validated(*steps) or saved(*steps)
         ):
             alive()
             interrupted = stop_requested(done.step) is not None

@@ -2,9 +2,12 @@
 
 import math
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Sharding
 
 from jaxmeta import checkpoints
@@ -14,18 +17,23 @@ from jaxmeta.devices import put
 from jaxmeta.errors import CheckpointError, InputError, StorageError
 from jaxmeta.metalearning import MetaState
 from jaxmeta.runfiles import append_metrics, cut_metrics
+from jaxmeta.training import Start
 
 MAX_FAILURES = 3
 """So many failed saves in a row end a run."""
 
 
-def resume(settings: TrainConfig, latest: Checkpoints, start: MetaState, data: str, sharding: Sharding) -> MetaState:
-    """Returns the state to continue from, and cuts the metrics back to it.
+def resume(
+    settings: TrainConfig, latest: Checkpoints, begin: Callable[[], MetaState], data: str, sharding: Sharding
+) -> Start:
+    """Returns where to continue from, and cuts the metrics back to it.
+
+    A new run's state is made by another thread, since that takes a GPU seconds.
 
     Args:
       settings: of the run.
       latest: the run's checkpoints.
-      start: the state of a new run.
+      begin: makes the state of a new run.
       data: hash of the scenes.
       sharding: how the state is laid out over the devices.
 
@@ -33,7 +41,10 @@ def resume(settings: TrainConfig, latest: Checkpoints, start: MetaState, data: s
       CheckpointError: no checkpoint is usable.
       InputError: the run is of other data, or is not to be continued.
     """
-    found = checkpoints.restore(latest, like=start, sharding=sharding, set_aside=True)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(begin)
+    )
+    found = checkpoints.restore(latest, like=like, sharding=sharding, set_aside=True)
     if found and settings.resume == "never":
         raise InputError(
             f"{settings.run} holds a run at step {found.state.step}; drop --resume never or give another --run"
@@ -45,9 +56,15 @@ def resume(settings: TrainConfig, latest: Checkpoints, start: MetaState, data: s
             f"{settings.run} was trained on other data than {settings.signal.data.root} holds now; give "
             "the old data, or another --run"
         )
-    state = found.state if found else put(start, sharding)
-    cut_metrics(settings.run, int(state.step))
-    return state
+    step = int(found.state.step) if found else 0
+    cut_metrics(settings.run, step)
+    if found:
+        return Start(step, like, lambda: found.state)
+    thread = ThreadPoolExecutor(1)
+    making = thread.submit(begin)
+    thread.shutdown(wait=False)
+    # This thread lays it out over the devices of all processes, which must ask for the same things in the same order.
+    return Start(step, like, lambda: put(making.result(), sharding))
 
 
 class Keeper:

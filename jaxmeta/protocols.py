@@ -119,6 +119,8 @@ def check(wanted: EvalConfig, usual: Protocol = USUAL) -> None:
     check_numbers(wanted)
     if wanted.protocol and not usual.held_out:
         raise InputError(f"--protocol {wanted.protocol} is for scenes seen in views; this run is of another kind")
+    if wanted.draws and not usual.held_out:
+        raise InputError(f"--draws {wanted.draws} is for scenes seen in views; this run is of another kind: drop it")
     stages, counts = wanted.stages, wanted.view_counts
     if stages is not None and (list(stages) != sorted(set(stages)) or not stages or stages[0] < 0):
         raise InputError(f"--stages {stages} must be numbers of steps that increase from 0 or more")

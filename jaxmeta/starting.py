@@ -1,6 +1,7 @@
 """Finds what a training starts from: random weights, or a network that was learned before."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,8 +15,10 @@ from jaxmeta.loading import load_initialisation
 from jaxmeta.metalearning import Learned, MetaState, Params
 
 
-def first_state(settings: TrainConfig, init: Callable[[Array], Params]) -> MetaState:
-    """Returns the state before the first meta-step; of a run that has begun, where only its shape counts, any.
+def beginning(settings: TrainConfig, init: Callable[[Array], Params]) -> Callable[[], MetaState]:
+    """Returns a function that makes the state before the first meta-step, and only compiles and computes.
+
+    Of a run that has begun, where the state's shape alone counts, it makes any.
 
     Args:
       settings: of the run; `start_from` says where its network comes from.
@@ -25,11 +28,10 @@ def first_state(settings: TrainConfig, init: Callable[[Array], Params]) -> MetaS
       InputError: the network to start from cannot be read, or is another one than the run's.
       CheckpointError: the run to start from has no usable checkpoint.
     """
-    params = init(jax.random.key(settings.seed))
     has_begun = any((settings.run / "checkpoints").glob("[0-9]*"))
     if settings.start_from is not None and not has_begun:
-        params = _learned(settings.start_from, settings)
-    return assembly.first_state(settings, params)
+        return partial(assembly.first_state, settings, _learned(settings.start_from, settings))
+    return lambda: assembly.first_state(settings, init(jax.random.key(settings.seed)))
 
 
 def _learned(source: Path, settings: TrainConfig) -> Params:

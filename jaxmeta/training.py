@@ -19,6 +19,7 @@ from jaxmeta.metalearning import Keys, MetaMetrics, MetaState, SceneGradientFn, 
 
 Item = TypeVar("Item")
 Reading = Future[tuple[Any, float]]
+"""The metrics of a chunk on the host, and when they were there."""
 TrainSteps = Callable[..., tuple[MetaState, MetaMetrics]]
 """`(state, batches, resident, sent=None)`; see `make_train_steps`."""
 
@@ -105,6 +106,17 @@ def make_train_steps(
     return train_steps
 
 
+class Start(NamedTuple):
+    """What a training continues from."""
+
+    step: int
+    """Meta-steps that were taken."""
+    like: MetaState
+    """Shapes, dtypes and layouts of the state."""
+    state: Callable[[], MetaState]
+    """Gives it; waits for it if need be."""
+
+
 class Progress(NamedTuple):
     """Where a training stands after some meta-steps, and how they went."""
 
@@ -128,7 +140,7 @@ class Progress(NamedTuple):
 
 
 def take_steps(
-    train_steps: TrainSteps, state: MetaState, chunks: Iterable[Chunk], *, pause: Callable[[int, int], bool]
+    train_steps: TrainSteps, start: Start, chunks: Iterable[Chunk], *, pause: Callable[[int, int], bool]
 ) -> Iterator[Progress]:
     """Takes the meta-steps of one chunk after another, and yields after each.
 
@@ -137,7 +149,7 @@ def take_steps(
 
     Args:
       train_steps: from `make_train_steps`.
-      state: before the first step.
+      start: where to begin; its state is asked for when the first chunk's function is compiled.
       chunks: what to adapt.
       pause: given the steps taken before a chunk and after it, whether the devices are needed for something else then;
         they wait until what is yielded was used.
@@ -149,7 +161,7 @@ def take_steps(
     # When a chunk is done cannot be told from when the next is sent: that may wait until there is room for it.
     with ThreadPoolExecutor(1) as reader:
         began = time.perf_counter()
-        sent = _dispatch(train_steps, state, chunks, lambda metrics: reader.submit(_read, metrics))
+        sent = _dispatch(train_steps, start, chunks, lambda metrics: reader.submit(_read, metrics))
         for before, step, state, batches, reading in _one_behind(sent, lambda chunk: pause(*chunk[:2])):
             metrics, ended = reading.result()
             losses, gradient_norm, diverged = (leaf[: len(batches)] for leaf in metrics)
@@ -161,13 +173,13 @@ def take_steps(
 
 
 def _dispatch(
-    train_steps: TrainSteps, state: MetaState, chunks: Iterable[Chunk], read: Callable[[MetaMetrics], Reading]
+    train_steps: TrainSteps, start: Start, chunks: Iterable[Chunk], read: Callable[[MetaMetrics], Reading]
 ) -> Iterator[tuple[int, int, MetaState, Int[np.ndarray, "steps scenes"], Reading]]:
     """Yields, of each chunk that the devices have got, the steps taken before and after it, and what comes of it."""
-    compiled, step = None, int(state.step)
+    compiled, state, step = None, None, start.step
     for batches, padded, resident, sent in chunks:
-        compiled = compiled or compile_within_memory(train_steps, state, padded, resident, sent)
-        state, metrics = compiled(state, padded, resident, sent)
+        compiled = compiled or compile_within_memory(train_steps, start.like, padded, resident, sent)
+        state, metrics = compiled(state or start.state(), padded, resident, sent)
         # Asked of the other processes now: the devices answer in turn.
         yield step, step + len(batches), state, batches, read(gather(metrics, state.step.sharding))
         step += len(batches)

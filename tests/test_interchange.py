@@ -273,12 +273,12 @@ def test_a_training_starts_from_what_was_learned(trained, exported, meta_sgd, tm
         run=tmp_path / "new", signal=ViewsConfig(field=FIELD), start_from=exported if as_file else trained
     )
     init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
-    started = starting.first_state(settings, init)
+    started = starting.beginning(settings, init)()
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 2), started.params)
     assert started.step == 0
     # Its step sizes stay behind, and a run that asks for some begins with ones.
     again = dataclasses.replace(settings, start_from=meta_sgd, outer=OuterConfig(algorithm="meta-sgd"))
-    params = starting.first_state(again, init).params
+    params = starting.beginning(again, init)().params
     assert isinstance(params, metalearning.Learned)
     assert params.params["params"]["Dense_1"]["kernel"].max() == 3
     assert params.step_sizes["params"]["Dense_1"]["kernel"].tolist() == [1]
@@ -287,7 +287,7 @@ def test_a_training_starts_from_what_was_learned(trained, exported, meta_sgd, tm
 def test_a_run_that_has_begun_needs_its_start_no_more(trained):
     settings = TrainConfig(run=trained, signal=ViewsConfig(field=FIELD), start_from=Path("gone"))
     init = assembly.assemble(settings, size=(1, 1), num_rays=1).init
-    assert starting.first_state(settings, init).step == 0
+    assert starting.beginning(settings, init)().step == 0
 
 
 def test_a_run_without_checkpoints_is_not_exported(tmp_path):

@@ -64,9 +64,10 @@ def rows(run: Path) -> list[dict]:
 def continued(run: Path, data: str = "abc", **changes) -> int:
     settings = TrainConfig(run=run, signal=ViewsConfig(data=DataConfig(root=Path("pictures"))), **changes)
     with checkpoints.open_checkpoints(run) as latest:
-        state = resume(settings, latest, state_at(0), data, replicated(scene_mesh()))
-    jax.tree.map(np.testing.assert_array_equal, state, state_at(int(state.step)))
-    return int(state.step)
+        start = resume(settings, latest, lambda: state_at(0), data, replicated(scene_mesh()))
+    jax.tree.map(np.testing.assert_array_equal, start.state(), state_at(start.step))
+    assert jax.tree.map(jnp.shape, start.state()) == jax.tree.map(jnp.shape, start.like)
+    return start.step
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from datasets import refused
 from jaxmeta import protocols
 from jaxmeta.config import InnerConfig
 from jaxmeta.protocols import EvalConfig, Plan, resolve
+from jaxmeta.signals import Protocol
 from jaxmeta.tasks import first_draws, make_tasks, views_needed
 
 INNER = InnerConfig(num_rays=77, step_size=0.25)
@@ -116,6 +117,13 @@ def test_the_optimiser_is_that_of_the_training():
 def test_what_cannot_be_done_is_refused(num_views, flags, message):
     with refused(message):
         plan(num_views, **flags)
+
+
+@pytest.mark.parametrize("flags", [{"draws": 3}, {"protocol": "trans-inr"}])
+def test_only_views_are_drawn(flags):
+    of_images = Protocol(queries=((1, (0,)),), held_out=False)
+    with refused("is for scenes seen in views; this run is of another kind"):
+        protocols.check(EvalConfig(run=Path("a"), **flags), of_images)
 
 
 @pytest.mark.parametrize(

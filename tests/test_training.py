@@ -16,7 +16,7 @@ from jaxmeta.devices import replicated
 from jaxmeta.feeding import FILLER, chunks, pad_batches
 from jaxmeta.metalearning import adapt, fomaml, initial_state, maml, reptile, with_step_sizes
 from jaxmeta.objectives import photometric_loss
-from jaxmeta.training import make_train_steps, plan_batches, scene_batches, take_steps
+from jaxmeta.training import Start, make_train_steps, plan_batches, scene_batches, take_steps
 
 PLANS = {
     "seed": st.integers(0, 2**31),
@@ -218,7 +218,7 @@ def test_t16_one_compilation_for_all_chunks(mesh8, caplog):
 @pytest.mark.parametrize("residency", ["device", "host"])
 @pytest.mark.parametrize("pauses", [(), (2, 7)])
 def test_the_devices_get_the_next_chunk_before_the_last_is_read(noisy8, residency, pauses):
-    events = []
+    events, asked = [], []
 
     def sent():
         plan = plan_batches(5, 0, 7, steps_per_chunk=2, num_scenes=20, scenes_per_step=3)
@@ -227,13 +227,15 @@ def test_the_devices_get_the_next_chunk_before_the_last_is_read(noisy8, residenc
             events.append(f"sent {number}")
             yield chunk
 
-    for done in take_steps(noisy8.train_steps, noisy8.state(), sent(), pause=lambda before, after: after in pauses):
+    start = Start(0, jax.eval_shape(noisy8.state), lambda: asked.append(len(events)) or noisy8.state())
+    for done in take_steps(noisy8.train_steps, start, sent(), pause=lambda before, after: after in pauses):
         events.append(f"read {done.step}")
         wanted, metrics = noisy8.run(scene_batches(5, 0, done.step, num_scenes=20, scenes_per_step=3), num_steps=7)
         assert_trees_equal(jax.device_get(done.state), wanted)
         np.testing.assert_array_equal(done.losses, metrics.losses[done.before : done.step])
     order = "sent 0,read 2,sent 1,sent 2,read 4," if 2 in pauses else "sent 0,sent 1,read 2,sent 2,read 4,"
     assert events == (order + "sent 3,read 6,read 7").split(",")
+    assert asked == [1]  # once, for the first chunk
 
 
 @pytest.fixture(scope="module")
