@@ -3,9 +3,9 @@
     python benchmarks/time_to_psnr.py cars --root REALCARS --target 20.6 -- --outer.num-steps 1500
 
 Runs train.py with the preset and the flags after `--`, then eval.py on the test split: one view, 100 steps. Prints a
-row and one line of JSON. The seconds are of train.py alone, split by when its lines of metrics appear: the start-up
-(imports, data, compilation of the first steps), the training, the validations, and the end (the last save). Programs
-that were compiled before are not used.
+row and one line of JSON; before that, each row as soon as it is there. The seconds are of train.py alone, split by when
+its lines of metrics appear: the start-up (imports, data, compilation of the first steps), the training, the validations,
+and the end (the last save). Programs that were compiled before are not used.
 """
 
 import dataclasses
@@ -52,7 +52,10 @@ def main() -> None:
     wanted, flags = tyro.cli(TimeConfig, args=words[:place]), words[place + 1 :]
     with tempfile.TemporaryDirectory(prefix="jaxmeta-time-") as folder:
         runs = wanted.keep or Path(folder)
-        rows = [measure(wanted, seed, flags, runs / f"{wanted.preset}-{seed}") for seed in wanted.seeds]
+        rows = []
+        for seed in wanted.seeds:
+            rows.append(measure(wanted, seed, flags, runs / f"{wanted.preset}-{seed}"))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     tell(rows, {"benchmark": "time_to_psnr", "preset": wanted.preset, "flags": flags})
 
 

@@ -13,7 +13,7 @@ def _class_preset(class_name: str, sampling: Sampling = ViewsConfig.sampling) ->
     return TrainConfig(
         run=Path(f"runs/{class_name}s"),
         signal=ViewsConfig(data=DataConfig(class_name=class_name), sampling=sampling),
-        # A high rate that decays learns soonest; benchmarks/kernels.md has what was tried.
+        # A high rate that decays learns soonest; benchmarks/recipe.md has what was tried.
         outer=OuterConfig(learning_rate=2e-3, schedule="cosine"),
     )
 
@@ -35,7 +35,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             checkpoint_every=150,
         ),
     ),
-    # Twice as many scenes in the same time are worth more than the other 64 samples of the original's; see there too.
+    # The original's other 64 samples are worth less than the scenes that their time is enough for; see there too.
     "cars": ("ShapeNet cars", _class_preset("car", Sampling(num_samples=64))),
     "chairs": ("ShapeNet chairs", _class_preset("chair")),
     "lamps": ("ShapeNet lamps", _class_preset("lamp")),
