@@ -4,8 +4,8 @@
 
 Runs train.py with the preset and the flags after `--`, then eval.py on the test split: one view, 100 steps. Prints a
 row and one line of JSON; before that, each row as soon as it is there. The seconds are of train.py alone, split by when
-its lines of metrics appear: the start-up (imports, data, compilation of the first steps), the training, the validations,
-and the end (the last save). Programs that were compiled before are not used.
+its lines of metrics appear: the start-up (imports, data, compilation of the first steps), the training, the
+validations, and the end (the last save). Programs that were compiled before are not used.
 """
 
 import dataclasses

@@ -111,6 +111,18 @@ def by_scene(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "scenes"))
 
 
+def over_scenes(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Returns `function(shared, a, b)` of one scene as a function of many, with `a` and `b` along their leading axis.
+
+    The devices share the scenes and compute apart: XLA cannot divide a kernel of our own, and would have every device
+    run it on all scenes.
+    """
+    by_device = PartitionSpec("scenes")
+    of_batch = jax.vmap(function, in_axes=(None, 0, 0))
+    in_specs = (PartitionSpec(), by_device, by_device)
+    return jax.shard_map(of_batch, mesh=mesh, in_specs=in_specs, out_specs=by_device, check_vma=False)
+
+
 def padded_size(num_scenes: int, mesh: Mesh) -> int:
     """Returns the smallest batch of at least `num_scenes` that the devices divide."""
     return -(-num_scenes // mesh.size) * mesh.size

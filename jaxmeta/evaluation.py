@@ -22,7 +22,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxmeta.devices import by_scene, fetch, memory_limit, padded_size, put, replicated
+from jaxmeta.devices import by_scene, fetch, memory_limit, over_scenes, padded_size, put, replicated
 from jaxmeta.metalearning import LossFn, Params, adapt_in_stages
 
 Predict = Callable[[Params, Any], Float[Array, "height width channels"]]
@@ -101,7 +101,7 @@ def make_adapt(
         keys = jax.random.split(key, max(stages[-1], 1))
         return adapt_in_stages(loss_fn, inner_optimiser, params, support, keys, stages)
 
-    return jax.jit(jax.vmap(adapt_task, in_axes=(None, 0, 0)), out_shardings=by_scene(mesh))
+    return jax.jit(over_scenes(adapt_task, mesh))
 
 
 def make_score(predict: Predict, target: Target, mesh: Mesh, *, lpips: Distance | None = None) -> ScoreTasks:

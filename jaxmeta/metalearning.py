@@ -265,6 +265,9 @@ def initial_state(initialisation: Initialisation, optimiser: optax.GradientTrans
     return MetaState(initialisation, optimiser.init(initialisation), jnp.zeros((), jnp.int32))
 
 
+_side_by_side = partial(jax.vmap, in_axes=(None, 0, 0))
+
+
 def meta_step(
     scene_gradient: SceneGradientFn,
     optimiser: optax.GradientTransformation,
@@ -272,6 +275,8 @@ def meta_step(
     data: Any,
     keys: Keys,
     counts: Bool[Array, "scenes"],
+    *,
+    over_scenes: Callable[[SceneGradientFn], SceneGradientFn] = _side_by_side,
 ) -> tuple[MetaState, MetaMetrics]:
     """Improves the initialisation by the mean meta-gradient of a batch of scenes.
 
@@ -285,8 +290,9 @@ def meta_step(
       data: of each scene, along the leading axis.
       keys: of each scene, along the leading axis.
       counts: false for entries that only fill the batch up to a size that the devices divide.
+      over_scenes: maps a function of one scene over the batch.
     """
-    gradients, losses = jax.vmap(scene_gradient, in_axes=(None, 0, 0))(state.params, data, keys)
+    gradients, losses = over_scenes(scene_gradient)(state.params, data, keys)
     finite = jax.vmap(_all_finite)((gradients, losses))
     counted = counts & finite
     # The mean of the differences, not the difference from the mean, which would feed rounding noise to Adam.

@@ -238,6 +238,21 @@ def test_the_devices_get_the_next_chunk_before_the_last_is_read(noisy8, residenc
     assert asked == [1]  # once, for the first chunk
 
 
+def test_a_device_runs_on_its_own_scenes_what_xla_cannot_divide(mesh8):
+    shapes = set()
+
+    def seen(target):
+        shapes.add(target.shape)
+        return target
+
+    def opaque_loss(params, target, key):
+        target = jax.pure_callback(seen, jax.ShapeDtypeStruct((), jnp.float32), target, vmap_method="expand_dims")
+        return jnp.sum(jnp.square(params - target)) / 2
+
+    Noisy(mesh8, opaque_loss).run([np.arange(16)], num_steps=1)
+    assert shapes == {(2,)}
+
+
 @pytest.fixture(scope="module")
 def loss_fn(small_field, sampling):
     return partial(photometric_loss, small_field.apply, num_rays=8, sampling=sampling)

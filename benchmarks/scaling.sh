@@ -1,0 +1,31 @@
+#!/bin/sh
+# Meta-steps on some of a host's GPUs: 16 scenes on each (weak scaling) and 64 on all (strong), on our kernels and on XLA.
+#
+#   benchmarks/scaling.sh 1 2 4 8
+#   REALCARS=FOLDER benchmarks/scaling.sh 1 2 4 8    and trainings of equal scene-iterations, with their PSNR
+#   benchmarks/scaling.sh cpu 1 2 8                  a dry run, on devices that a CPU only claims to have
+#
+# Prints the rows of step_time.py and time_to_psnr.py; PYTHON may be given. The speed-up of n devices is the milliseconds
+# per scene of one, divided by theirs.
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python} small=
+if [ "$1" = cpu ]; then
+    small=--small
+    shift
+fi
+for count in "$@"; do
+    if [ "$small" ]; then
+        export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=$count"
+    else
+        CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((count - 1)))
+        export CUDA_VISIBLE_DEVICES NCCL_NVLS_ENABLE=0
+    fi
+    for implementation in auto xla; do
+        echo "== $count devices, $implementation"
+        $python benchmarks/step_time.py $small --batches $((16 * count)) 64 --implementation $implementation
+    done
+    if [ "${REALCARS:-}" ]; then
+        $python benchmarks/time_to_psnr.py cars --root "$REALCARS" -- --outer.num-scenes 16 --outer.num-steps 1500
+    fi
+done
