@@ -74,31 +74,33 @@ def obstacle(field: RadianceField) -> str | None:
 def _network(
     field: RadianceField, params: dict[str, Any], points: Float[Array, "points 3"]
 ) -> Float[Array, "points 4"]:
-    from jaxmeta import kernels  # brings half a second of imports, which only these GPUs need
+    from jaxmeta.kernels.forward import forward  # brings half a second of imports, which only these GPUs need
 
-    return kernels.forward(*_operands(field, params, points))[:, :4] + _head(params)["bias"]
+    return forward(*_operands(field, params, points))[:, :4] + _head(params)["bias"]
 
 
 def _forward(
     field: RadianceField, params: dict[str, Any], points: Float[Array, "points 3"]
 ) -> tuple[Float[Array, "points 4"], Any]:
-    from jaxmeta import kernels  # as in _network
+    from jaxmeta.kernels.forward import forward_keeping  # here as in _network
 
     rows, weights, biases = _operands(field, params, points)
-    outputs, activations, cut = kernels.forward_keeping(rows, weights, biases)
+    outputs, activations, cut = forward_keeping(rows, weights, biases)
     return outputs[:, :4] + _head(params)["bias"], (rows, weights, activations, cut, points)
 
 
 def _backward(field: RadianceField, residuals: Any, gradient: Float[Array, "points 4"]) -> tuple[dict[str, Any], Array]:
-    from jaxmeta import kernels  # as in _network
+    from jaxmeta.kernels.backward import backward  # here as in _network
+    from jaxmeta.kernels.launching import CHUNK, WIDTH
+    from jaxmeta.kernels.weight_gradients import weight_gradients
 
     rows, weights, activations, cut, points = residuals
     narrow = gradient.astype(jnp.bfloat16)
-    gradients = kernels.backward(jnp.pad(narrow, ((0, 0), (0, kernels.CHUNK - 4))), weights, cut)
-    products, sums = kernels.weight_gradients([rows, *activations[:-1]], gradients)
+    gradients = backward(jnp.pad(narrow, ((0, 0), (0, CHUNK - 4))), weights, cut)
+    products, sums = weight_gradients([rows, *activations[:-1]], gradients)
     first, others = jnp.split(products, [rows.shape[-1]])
     num_features = 6 * field.num_frequencies
-    by_layer = [first[:num_features], *others.reshape(len(sums), kernels.WIDTH, kernels.WIDTH)]
+    by_layer = [first[:num_features], *others.reshape(len(sums), WIDTH, WIDTH)]
     biases = [first[num_features], *sums]  # a one stands there in every row
     layers = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(by_layer, biases, strict=True)]
     layers.append(
@@ -120,13 +122,13 @@ def _head(params: dict[str, Any]) -> dict[str, Any]:
 
 def _operands(field: RadianceField, params: dict[str, Any], points: Float[Array, "points 3"]) -> tuple[Array, ...]:
     """Returns what the forward kernels take: rows, stacked weights and biases."""
-    from jaxmeta import kernels  # as in _network
+    from jaxmeta.kernels.layers import stack  # here as in _network
 
     rows = _rows(field, points)
     layers = [params[f"Dense_{index}"] for index in range(field.depth)]
     missing = rows.shape[1] - 6 * field.num_frequencies
     first = jnp.pad(layers[0]["kernel"], ((0, missing), (0, 0)))
-    weights = kernels.stack([first, *(layer["kernel"] for layer in layers[1:])], _head(params)["kernel"])
+    weights = stack([first, *(layer["kernel"] for layer in layers[1:])], _head(params)["kernel"])
     biases = jnp.stack([layer["bias"] for layer in layers])
     # Relu cuts off what has a sign, and so must be a sum of nothing, where all units below are cut off.
     return rows, weights, jnp.where(biases == 0.0, -_TINY, biases)

@@ -50,9 +50,9 @@ def interpret():
     """What the kernels return on a machine of two multiprocessors: losses and gradients, outputs, outputs of rays."""
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
-    from jaxmeta import kernels
+    from jaxmeta.kernels import launching
 
-    kernels.MULTIPROCESSORS = 2
+    launching.MULTIPROCESSORS = 2
     params, points = scenes()
     one = jax.tree.map(lambda leaf: leaf[0], params)
     apply = fused.fused_apply(FIELD)

@@ -1,0 +1,107 @@
+"""What all kernels have in common: their sizes, how a batch of scenes becomes one launch, and who does what in it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array
+
+WIDTH = 256
+"""Outputs of every layer: what the accumulators of a warpgroup hold for a tile."""
+TILE = 64
+"""Rows that a warpgroup multiplies at a time: the height of the hardware's matmul."""
+CHUNK = 64
+"""Columns that a row of a buffer in shared memory holds, as the matmul reads it: 128 bytes."""
+STRIPE = 8
+"""Columns after which a thread's share of a tile repeats; a thread has two of them."""
+MULTIPROCESSORS = 132
+"""Blocks that run at a time: as many as an H100 or H200 has multiprocessors. Read by `at_once` alone."""
+CONSUMERS = 2
+"""Warpgroups of a block that multiply."""
+RING = 4
+"""Buffers of a ring. More leave too little memory for what the compiler spills, fewer run dry."""
+
+
+def at_once(pieces: int, blocks: int = 1) -> int:
+    """Returns how many of so many pieces of work, which take `blocks` blocks each, run at a time."""
+    return min(MULTIPROCESSORS // blocks, pieces)
+
+
+def over_scenes(launch: Callable[..., Any], *, rows_only: bool = False) -> Callable[..., Any]:
+    """Returns a function of one scene that has `launch` run a batch of them.
+
+    With `rows_only` its result is rows, as its first operand: scenes that share the others are more rows of one.
+    """
+
+    @custom_vmap
+    def run(*operands: Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[0], launch(*(operand[None] for operand in operands)))
+
+    @run.def_vmap
+    def run_batch(num_scenes: int, is_batched: list[bool], *operands: Array) -> Any:
+        if rows_only and not any(is_batched[1:]):
+            out = run(operands[0].reshape(-1, operands[0].shape[-1]), *operands[1:])
+            return out.reshape(num_scenes, -1, out.shape[-1]), True
+        batch = [
+            operand if batched else jnp.broadcast_to(operand, (num_scenes, *operand.shape))
+            for operand, batched in zip(operands, is_batched, strict=True)
+        ]
+        out = launch(*batch)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return run
+
+
+def call(
+    body: Callable[..., None], out_type: Sequence[Any], scratch: dict[str, Any], name: str, **grid: Any
+) -> Callable[..., Any]:
+    """Returns the kernel that runs `body(*operands, *results, **scratch)` in three warpgroups of every block."""
+    return plgpu.kernel(
+        lambda *refs: pl.run_scoped(functools.partial(body, *refs), collective_axes="warpgroup", **scratch),
+        out_type=out_type,
+        kernel_name=name,
+        compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=0),
+        num_threads=CONSUMERS + 1,
+        thread_name="warpgroup",
+        **grid,
+    )
+
+
+def take_roles(
+    me: Any, copy: Callable[[], None], multiply: Callable[[], None], *, registers: tuple[int, int] = (40, 232)
+) -> None:
+    """Has the last warpgroup `copy` and the others `multiply`, with so many registers for a thread of each."""
+
+    @pl.when(me == CONSUMERS)
+    def _() -> None:
+        plgpu.set_max_registers(registers[0], action="decrease")
+        copy()
+
+    @pl.when(me < CONSUMERS)
+    def _() -> None:
+        plgpu.set_max_registers(registers[1], action="increase")
+        multiply()
+
+
+def tiled(shape: tuple[int, ...]) -> Any:
+    """Returns a bfloat16 array in shared memory in the order in which the hardware's matmul reads it."""
+    return plgpu.SMEM(shape, jnp.bfloat16, transforms=(plgpu.TilingTransform((8, CHUNK)), plgpu.SwizzleTransform(128)))
+
+
+def drain(free: Any, count: int, total: Any) -> None:
+    """Waits until the last slots are free: no block may leave while its pair still has to tell it so."""
+
+    @pl.loop(lax.max(total - count, 0), total)
+    def _(number: Any) -> None:
+        plgpu.barrier_wait(free.at[turn(number, count)])
+
+
+def turn(number: Any, count: int) -> Any:
+    """Returns which of `count` buffers, taken in turn, is that of a number."""
+    return lax.rem(number, jnp.int32(count))

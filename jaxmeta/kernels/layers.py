@@ -1,0 +1,132 @@
+"""What `forward` and `backward` share: stacked weights, which rows a block takes, the ring of weights, relu's bits."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, BFloat16, Float
+
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, RING, STRIPE, TILE, WIDTH, at_once, tiled, turn
+
+
+def stack(layers: Sequence[Float[Array, "_ 256"]], head: Float[Array, "256 outputs"]) -> BFloat16[Array, "stacked 256"]:
+    """Returns the layers' weights one below another, then the head as `backward` and as `forward` read it.
+
+    The first layer has 128 or 256 inputs; the head has at most 8 outputs.
+    """
+    missing = WIDTH - head.shape[1]
+    parts = [*layers, jnp.pad(head, ((0, 0), (0, missing))), jnp.pad(head.T, ((0, CHUNK - head.shape[1]), (0, 0)))]
+    return jnp.concatenate(parts).astype(jnp.bfloat16)
+
+
+class Work(NamedTuple):
+    """Which rows a block takes: groups b, b + blocks, ... of all scenes' groups of rows."""
+
+    scenes: int
+    rows: int
+
+    @property
+    def groups(self) -> int:
+        """Of a scene's rows: a tile for each warpgroup that multiplies."""
+        return -(-self.rows // (TILE * CONSUMERS))
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of a scene, filled up to whole groups."""
+        return self.groups * TILE * CONSUMERS
+
+    @property
+    def blocks(self) -> int:
+        """Of the launch."""
+        return at_once(self.scenes * self.groups)
+
+    def num_items(self) -> Any:
+        """Returns how many groups this block takes."""
+        return (self.scenes * self.groups - lax.axis_index("block") + self.blocks - 1) // self.blocks
+
+    def place(self, index: Any, consumer: Any) -> tuple[Any, Any]:
+        """Returns the scene and the rows of a warpgroup's tile of its block's item of that index."""
+        number = lax.axis_index("block") + index * self.blocks
+        return number // self.groups, pl.ds((lax.rem(number, self.groups) * CONSUMERS + consumer) * TILE, TILE)
+
+
+class Ring(NamedTuple):
+    """Slices of weights in shared memory, which one warpgroup fills and the consumers use, all in one order."""
+
+    slots: Any
+    full: Any
+    free: Any
+
+    @staticmethod
+    def scratch(shape: tuple[int, int]) -> dict[str, Any]:
+        """Returns what to ask for in shared memory for slices of that shape."""
+        return {
+            "slots": tiled((RING, *shape)),
+            "full": plgpu.Barrier(num_barriers=RING),
+            "free": plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=RING),
+        }
+
+    def fill(self, number: Any, source: Any) -> None:
+        """Copies the slice of that number from global memory as soon as its slot is free."""
+        slot = turn(number, RING)
+        pl.when(number >= RING)(lambda: plgpu.barrier_wait(self.free.at[slot]))
+        plgpu.copy_gmem_to_smem(source, self.slots.at[slot], self.full.at[slot])
+
+    def multiply(self, first: Any, pairs: Sequence[Callable[[Any], list[tuple[Any, Any]]]], columns: int) -> Any:
+        """Sums the products of `pairs`: functions of a slice that return left and right operands."""
+
+        def sum_up(total: Any) -> Any:
+            for k, pair in enumerate(pairs):
+                slot = turn(first + k, RING)
+                plgpu.barrier_wait(self.full.at[slot])
+                operands = pair(self.slots.at[slot])
+                for left, right in operands:
+                    plgpu.wgmma(total, left, right)
+                if k:
+                    plgpu.wgmma_wait(len(operands))
+                    plgpu.barrier_arrive(self.free.at[turn(first + k - 1, RING)])
+            plgpu.wgmma_wait(0)
+            plgpu.barrier_arrive(self.free.at[turn(first + len(pairs) - 1, RING)])
+            return total[...]
+
+        return pl.run_scoped(sum_up, plgpu.WGMMAAccumulatorRef((TILE, columns), jnp.float32))
+
+
+def pack(values: Any, word: Any) -> Any:
+    """Shifts the signs of a chunk's values into `word` [64, 8], which begins as None."""
+    for j in range(CHUNK // STRIPE):
+        part = lax.bitcast_convert_type(columns_of(values, j * STRIPE, STRIPE), jnp.int32)
+        sign = lax.shift_right_logical(part, jnp.full_like(part, 31))
+        word = sign if word is None else lax.shift_left(word, jnp.full_like(part, 1)) | sign
+    return word
+
+
+def unpack(values: Any, chunk: int, word: Any) -> Any:
+    """Returns a chunk's values, zero where the bits of `word` are set."""
+    parts = []
+    for j in range(CHUNK // STRIPE):
+        part = columns_of(values, chunk * CHUNK + j * STRIPE, STRIPE)
+        bit = np.left_shift(1, 31 - (chunk * (CHUNK // STRIPE) + j), dtype=np.int32)
+        parts.append(jnp.where(word & bit == 0, part, 0.0))
+    return lax.concatenate(parts, 1)
+
+
+def columns_of(values: Any, start: int, count: int) -> Any:
+    """Returns `count` columns of a tile in registers."""
+    return lax.slice(values, (0, start), (TILE, start + count))
+
+
+def load(ref: Any, layout: Any, *, optimized: bool = True) -> Any:
+    """Returns a part of shared memory in registers."""
+    return plgpu.load(ref, layout=layout, optimized=optimized)  # pyright: ignore[reportCallIssue]  # jax 0.10 differs
+
+
+def store(tile: Any, target: Any) -> None:
+    """Starts the copy of a tile's chunks to rows in global memory."""
+    for k in range(tile.shape[0]):
+        columns = pl.ds(k * CHUNK, CHUNK)
+        plgpu.copy_smem_to_gmem(tile.at[k], target.at[:, columns], commit_group=k + 1 == tile.shape[0])
