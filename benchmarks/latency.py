@@ -1,7 +1,7 @@
 """Measures how long a user waits: the adaptation of a few scenes, and the rendering of views.
 
     python benchmarks/latency.py
-    python benchmarks/latency.py --small                    on a CPU, in a minute
+    python benchmarks/latency.py --small                    on a CPU, in some minutes
 
 Prints three tables and three lines of JSON. Adaptation: 128 rays a step, for one scene and for many at once. Rendering:
 whole views of one adapted field. Watching: pictures of the live viewer in a second, each made a JPEG as for a browser,

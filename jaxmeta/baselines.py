@@ -44,14 +44,26 @@ everywhere, as most points of a scene are, and stays so.
 def trained_config(settings: TrainConfig, name: str) -> TrainConfig:
     """Returns the config of the training behind a baseline, in RUN/baselines/<name>.
 
-    It is the run's own but for one thing, and is not validated.
+    It is the run's own but for one thing, and is not validated. joint, with one inner step, takes so many more
+    meta-steps that it sees as many gradients of each scene.
 
     Args:
       settings: of the run.
       name: "single-view" or "joint".
     """
     if name == "joint":
-        changes: dict[str, Any] = {"inner": dataclasses.replace(settings.inner, num_steps=1)}
+        longer = settings.inner.num_steps
+        outer = dataclasses.replace(
+            settings.outer,
+            num_steps=settings.outer.num_steps * longer,
+            warmup_steps=settings.outer.warmup_steps * longer,
+        )
+        changes: dict[str, Any] = {
+            "inner": dataclasses.replace(settings.inner, num_steps=1),
+            "outer": outer,
+            "log_every": settings.log_every * longer,
+            "checkpoint_every": settings.checkpoint_every * longer,
+        }
     else:
         changes = {"signal": settings.signal.with_one_view()}
     validation = dataclasses.replace(settings.validation, every=0)

@@ -13,9 +13,9 @@ BASELINES = {
     "standard": "random, as the network is made",
     "mean": "the mean of the parameters of networks that were fitted to training scenes",
     "matched": "trained to show, before any step, what the learned initialisation shows",
-    "shuffled": "the learned parameters, in random order within each layer",
+    "shuffled": "the learned parameters, in random order within each array",
     "single-view": "meta-learned from one view of each training scene",
-    "joint": "one network trained on all training scenes at once: meta-learned with a single inner step",
+    "joint": "one network trained on all training scenes at once: a single inner step, as many in all",
     "learned": "meta-learned, so that a few steps fit a scene",
 }
 """What the initialisations are, in words."""
@@ -133,11 +133,19 @@ def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
         "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {rays_a_step(plan)}, "
         f"scored after {_listed(plan['stages'])} steps",
         "seeds": _listed(wanted["seeds"]),
+        **_fitted_baselines(wanted),
         **of_lpips,
         "meta-learning": f"{_meta_learning(training)}; run {training['run']}",
         "made with": ", ".join(f"{name} {version}" for name, version in content["versions"].items()),
         "on": str(content["devices"]),
     }
+
+
+def _fitted_baselines(wanted: Mapping[str, Any]) -> dict[str, str]:
+    """Returns how long and on how many scenes the baselines were fitted that are not meta-learned."""
+    fitted = [name for name in ("mean", "matched") if name in wanted["baselines"]]
+    scenes = counted(wanted["baseline_scenes"], "training scene")
+    return {" and ".join(fitted): f"{steps(wanted['baseline_steps'])}, at most {scenes}"} if fitted else {}
 
 
 def _views(plan: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, str]:
@@ -199,7 +207,10 @@ def _speed(rows: Rows, unit: str) -> Table:
         for row in rows
     ]  # fmt: skip
     header = ["", f"support {unit}s", "seconds an adaptation", "steps until within 0.5 dB of the end"]
-    caption = "Seconds are one scene's share of its batch, for all steps; steps are the median over scenes."
+    caption = (
+        "Seconds are one scene's share of its batch, for all steps; steps are the median over scenes, the lower one of "
+        "two, of the first stage from which on the PSNR stays that near."
+    )
     return Table("Speed", header, body, caption)
 
 

@@ -99,7 +99,8 @@ def comparison(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
         "the target. Compare the columns with equal numbers of steps; below each picture is its PSNR, of which more "
         f"is better. {shown.explanation}"
     )
-    return Picture(path, "The same scenes from two starting points", caption.rstrip())
+    start = "two starting points" if len(names) > 1 else "the learned initialisation"
+    return Picture(path, f"The same scenes from {start}", caption.rstrip())
 
 
 def novel_views(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:

@@ -171,8 +171,8 @@ def write_curves(out: Path, summary: Sequence[Mapping[str, Any]], unit: str) -> 
             path,
             "How fast a scene is fitted",
             f"PSNR over the number of gradient steps with {given}: the mean over scenes and its 95 % interval. What a "
-            "curve has at 0 steps is known before the scene was seen. Where a curve falls again, the field fits the "
-            "support at the cost of the rest.",
+            "curve has at 0 steps is known before the scene was seen. Where a curve falls again while the "
+            "query is not of the support, the field fits the support at the cost of the rest.",
         )
     ]
     if len(counts) > 1:

@@ -122,6 +122,10 @@ def check(wanted: EvalConfig, usual: Protocol = USUAL) -> None:
     if wanted.draws and not usual.held_out:
         raise InputError(f"--draws {wanted.draws} is for scenes seen in views; this run is of another kind: drop it")
     stages, counts = wanted.stages, wanted.view_counts
+    if counts and not (usual.held_out or usual.even):
+        raise InputError(f"--view-counts {counts} is for scenes seen in views and for CT: parts of a picture overlap")
+    if usual.even and wanted.query not in (None, (0,)):
+        raise InputError(f"--query {wanted.query} is for scenes seen in views; here the slice is scored: drop it")
     if stages is not None and (list(stages) != sorted(set(stages)) or not stages or stages[0] < 0):
         raise InputError(f"--stages {stages} must be numbers of steps that increase from 0 or more")
     for name in ("support", "query"):

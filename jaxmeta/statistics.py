@@ -44,11 +44,11 @@ def estimate(values: Float[np.ndarray, "scenes"]) -> Estimate:
 
 
 def steps_until_near(psnr: Float[np.ndarray, "scenes stages"], stages: Sequence[int]) -> Float[np.ndarray, "scenes"]:
-    """Returns for each scene the first stage from which on its PSNR stays at most 0.5 dB below that of the last stage.
+    """Returns for each scene the first stage from which on its PSNR stays within 0.5 dB of that of the last stage.
 
     It is known as finely as the stages lie; NaN where a PSNR is not finite.
     """
-    reached = psnr >= psnr[:, -1:] - NEAR_DB
+    reached = np.abs(psnr - psnr[:, -1:]) <= NEAR_DB
     stays = np.flip(np.logical_and.accumulate(np.flip(reached, axis=1), axis=1), axis=1)
     steps = np.asarray(stages, np.float64)[np.argmax(stays, axis=1)]
     return np.where(np.isfinite(psnr).all(axis=1), steps, np.nan)

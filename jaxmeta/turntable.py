@@ -132,10 +132,11 @@ def write_turntable(
     frames = compose(films, np.asarray(shown.given(scene)), told)
     write_gif(path, frames, seconds=seconds)
     write_mp4(path.with_suffix(".mp4"), frames, seconds=seconds)
+    takes = "both networks take the same" if len(films) > 1 else "the network takes"
     return Picture(
         path,
         "One scene, while it is fitted",
-        f"The camera goes once around {shown.ids[scene]} while both networks take the same {steps(last)} on the "
-        "support. It is the scene with the median PSNR. The number below is the PSNR of a view that they were not "
+        f"The camera goes once around {shown.ids[scene]} while {takes} {steps(last)} on the "
+        "support. It is the scene with the median PSNR. The number below is the PSNR of a view that was not "
         "given.",
     )

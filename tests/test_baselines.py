@@ -55,11 +55,15 @@ def test_matched_gives_what_the_learned_one_gives(mesh1):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("single-view", ["data.num_views: 25 -> 1"]), ("joint", ["inner.num_steps: 32 -> 1"])],
+    [
+        ("single-view", ["data.num_views: 25 -> 1"]),
+        ("joint", ["inner.num_steps: 32 -> 1"]),
+    ],
 )
 def test_trained_baselines_differ_in_one_thing(name, changes):
     settings = TrainConfig(run=Path("runs/a"))
     changed = trained_config(settings, name)
     assert changed.run == Path("runs/a/baselines") / name and changed.validation.every == 0
     assert configfiles.differences(settings, changed) == changes
+    assert changed.outer.num_steps * changed.inner.num_steps == settings.outer.num_steps * settings.inner.num_steps
     assert name in baselines.TRAINED

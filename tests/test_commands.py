@@ -85,9 +85,10 @@ def test_baselines_that_are_trained_are_trained_once(commands, run, tmp_path):
     assert "learned - joint, PSNR dB" in done.stdout and "support views, 1 step" in done.stdout
     joint = whole / "baselines" / "joint"
     assert json.loads((joint / "config.json").read_text())["inner"]["num_steps"] == 1
-    before = digests(joint, 7)
+    steps = 7 * json.loads((whole / "config.json").read_text())["inner"]["num_steps"]
+    before = digests(joint, steps)
     done = commands.evaluate(whole, *words, "--out", tmp_path / "second")
-    assert "meta-steps 7 to 7" in done.stdout and digests(joint, 7) == before
+    assert f"meta-steps {steps} to {steps}" in done.stdout and digests(joint, steps) == before
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second"))
     assert first["views"] == second["views"] and len(first["views"]) == 3 * 2 * 2 * 1 * 1 * 2
     assert first["protocol"]["supports"] == [[0], [0, 1]] and first["schema"] == 3

@@ -119,6 +119,15 @@ def test_what_cannot_be_done_is_refused(num_views, flags, message):
         plan(num_views, **flags)
 
 
+def test_parts_that_overlap_are_not_counted_and_a_slice_is_scored_whole():
+    of_images, of_slices = (Protocol(queries=((1, (0,)),), held_out=False, even=even) for even in (False, True))
+    with refused(r"--view-counts \(1, 2\) is for scenes seen in views and for CT"):
+        protocols.check(EvalConfig(run=Path("a"), view_counts=(1, 2)), of_images)
+    with refused(r"--query \(3,\) is for scenes seen in views; here the slice is scored"):
+        protocols.check(EvalConfig(run=Path("a"), query=(3,)), of_slices)
+    protocols.check(EvalConfig(run=Path("a"), query=(0,), view_counts=(1, 2)), of_slices)
+
+
 @pytest.mark.parametrize("flags", [{"draws": 3}, {"protocol": "trans-inr"}])
 def test_only_views_are_drawn(flags):
     of_images = Protocol(queries=((1, (0,)),), held_out=False)

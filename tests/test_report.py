@@ -28,7 +28,9 @@ def content(names=("standard", "learned"), counts=(1,), evil="car") -> dict:
             "protocol": "free", "supports": [[0]], "query": [1, 4], "draws": 0, "stages": [0, 100], "num_rays": 128,
             "optimiser": "sgd", "step_size": 0.5,
         },
-        "evaluation": {"split": evil, "seeds": [1]},
+        "evaluation": {
+            "split": evil, "seeds": [1], "baselines": ["standard"], "baseline_steps": 50, "baseline_scenes": 7,
+        },
         "training": {
             "step": 2500, "run": evil, "data": {"class_name": evil}, "outer": {"num_scenes": 4, "algorithm": "reptile"},
             "inner": {"num_steps": 32},
@@ -153,6 +155,8 @@ def test_an_imported_initialisation_is_called_so():
     found = content()
     assert findings.facts(found, 3)["meta-learning"] == "2,500 meta-steps of 4 scenes, 32 inner steps; run car"
     found["training"] |= {"step": 0, "imported": "cars.npz, nerf-meta"}
+    found["evaluation"]["baselines"] = ["standard", "matched", "mean"]
+    assert findings.facts(found, 3)["mean and matched"] == "50 steps, at most 7 training scenes"
     assert findings.facts(found, 3)["meta-learning"] == "imported from cars.npz, nerf-meta; run car"
 
 
