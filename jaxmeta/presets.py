@@ -35,7 +35,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
             checkpoint_every=150,
         ),
     ),
-    # The original's other 64 samples are worth less than the scenes that their time is enough for; see there too.
+    # The original's other 64 samples are worth less than the scenes that their arithmetic is enough for; see there.
     "cars": ("ShapeNet cars", _class_preset("car", Sampling(num_samples=64))),
     "chairs": ("ShapeNet chairs", _class_preset("chair")),
     "lamps": ("ShapeNet lamps", _class_preset("lamp")),
