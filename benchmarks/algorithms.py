@@ -10,12 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from step_time import StepConfig, settings_for
 
 from jaxmeta import assembly
-from jaxmeta.assembly import views_config
 from jaxmeta.cameras import Views
 from jaxmeta.metalearning import Keys
-from jaxmeta.presets import PRESETS
 
 
 def main() -> None:
@@ -29,13 +28,10 @@ def main() -> None:
 
 def costs(algorithm: str, *, num_steps: int, unroll: int) -> tuple[float, float]:
     """Returns GFLOP, where a loop counts as its body, and MiB of temporaries of one scene's meta-gradient."""
-    config = PRESETS["original"][1]
-    views = views_config(config)
     # Not in blocks of rays, as on a CPU: XLA would count one of them.
-    field = dataclasses.replace(views.field, implementation="xla")
+    config = settings_for(StepConfig(implementation="xla"))
     config = dataclasses.replace(
         config,
-        signal=dataclasses.replace(views, field=field),
         inner=dataclasses.replace(config.inner, num_steps=num_steps, unroll=unroll),
         outer=dataclasses.replace(config.outer, algorithm=algorithm),
     )

@@ -13,7 +13,7 @@ import dataclasses
 import io
 import math
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from jaxmeta.metalearning import adapt
 from jaxmeta.viewer import loop, sessions
 from jaxmeta.viewer.machine import make_machine, suited
 from jaxmeta.viewer.pictures import Camera
+from jaxmeta.viewer.sessions import Session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,7 @@ def main() -> None:
     cases = [(scenes, steps) for scenes in wanted.num_scenes for steps in wanted.num_steps]
     tell([adaptation(settings, *case) for case in cases], about | {"benchmark": "adaptation"})
     tell([rendering(settings, size) for size in wanted.sizes], about | {"benchmark": "rendering"})
-    rows = [watching(settings, wanted.frames, adapting=adapting) for adapting in (False, True)]
-    tell(rows, about | {"benchmark": "watching"})
+    tell(watching(settings, wanted.frames), about | {"benchmark": "watching"})
 
 
 def adaptation(settings: TrainConfig, num_scenes: int, num_steps: int) -> dict[str, Any]:
@@ -96,13 +96,29 @@ def rendering(settings: TrainConfig, size: int) -> dict[str, Any]:
     return {"view": f"{size} x {size}", "ms": 1e3 * seconds, "views per s": 1 / seconds}
 
 
-def watching(settings: TrainConfig, frames: int, *, adapting: bool) -> dict[str, Any]:
-    """Returns the row of the live viewer with one browser, which moves its camera as soon as it has a picture."""
+def watching(settings: TrainConfig, frames: int) -> list[dict[str, Any]]:
+    """Returns the rows of the live viewer, which compiles once: its camera orbits, and orbits while it adapts."""
     signal = assemble(settings, size=(SIZE, SIZE), num_rays=settings.inner.num_rays)
     machine = make_machine(settings, suited(), seed=0)
     views = noise_views(1)
     starts = {name: signal.init(jax.random.key(seed)) for seed, name in enumerate(("learned", "standard"))}
     costs = loop.warm_up(machine, starts["learned"], views)
+    serve = partial(loop.serve, machine=machine, costs=costs, starts=starts, views=views)
+    adapting = partial(sessions.adapt, steps=2 * frames)
+    return [
+        {"viewer": "orbiting", **orbiting(serve, frames)},
+        {"viewer": "orbiting and adapting", **orbiting(serve, frames, adapting)},
+    ]
+
+
+def orbiting(serve: Callable[..., None], frames: int, *changes: Callable[[Session], Session]) -> dict[str, Any]:
+    """Returns how fast pictures come to one browser, which moves its camera as soon as it has one.
+
+    Args:
+      serve: `loop.serve` but for the inbox and the page.
+      frames: pictures to count.
+      *changes: what the browser asks for before.
+    """
     inbox, times, heights = sessions.Inbox(), [], []
 
     def orbit(angle: float) -> None:
@@ -118,14 +134,13 @@ def watching(settings: TrainConfig, frames: int, *, adapting: bool) -> dict[str,
         orbit(2 * math.pi * len(times) / frames)
 
     page = loop.Page(show_picture, lambda session: None, lambda images: None)
-    if adapting:
-        inbox.change(partial(sessions.adapt, steps=2 * frames))
+    for change in changes:
+        inbox.change(change)
     orbit(0)
     with contextlib.suppress(Enough):
-        loop.serve(inbox, machine, costs, starts, views, page)
+        serve(inbox, page=page)
     lasted = np.diff(times)
     return {
-        "viewer": "orbiting and adapting" if adapting else "orbiting",
         "pictures per s": 1 / float(np.mean(lasted)),
         "slowest ms": 1e3 * float(np.max(lasted)),
         "height": int(np.median(heights)),

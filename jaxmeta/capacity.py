@@ -3,10 +3,10 @@
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxmeta.devices import by_scene, memory_limit, memory_needed, padded_size, replicated
+from jaxmeta.devices import by_scene, laid_out, memory_limit, memory_needed, padded_size, replicated
 from jaxmeta.evaluation import AdaptTasks, num_tasks
 from jaxmeta.metalearning import Params
 
@@ -35,7 +35,7 @@ def compile_adapt(
     def compiled(size: int) -> Any:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
         batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), support)
-        placed = _placed(params, replicated(mesh)), *_placed((batch, keys), by_scene(mesh))
+        placed = laid_out(params, replicated(mesh)), *laid_out((batch, keys), by_scene(mesh))
         return adapt_tasks.lower(*placed).compile()
 
     size = padded_size(min(num_at_once or (_ON_A_CPU if limit is None else _FIRST_BATCH), count), mesh)
@@ -47,7 +47,3 @@ def compile_adapt(
     num_batches = -(-count // most)
     size = padded_size(-(-count // num_batches), mesh)
     return compiled(size), size
-
-
-def _placed(tree: PyTree[Any], sharding: NamedSharding) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

@@ -26,7 +26,7 @@ from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 from jaxmeta import __version__
-from jaxmeta.devices import is_main_process
+from jaxmeta.devices import is_main_process, laid_out
 from jaxmeta.errors import CheckpointError, DivergedError, InputError, StorageError, reason, show_if_debugging
 from jaxmeta.metalearning import MetaState
 
@@ -218,7 +218,7 @@ def _restore_state(
     for path in sorted(found.keys() | wanted.keys()):
         if found.get(path) != wanted.get(path):
             raise CheckpointError(f"{path} is {found.get(path)}, wanted {wanted.get(path)}")
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
+    target = laid_out(like, sharding)
     state = checkpoints.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
     if _digests(state) != digests:
         raise CheckpointError("its arrays differ from what was saved")

@@ -111,16 +111,34 @@ def by_scene(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "scenes"))
 
 
+def laid_out(tree: PyTree, sharding: Sharding) -> Any:
+    """Returns the shapes and dtypes of arrays, laid out as `sharding` says."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def apart(function: Callable[..., Any], mesh: Mesh, in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """Returns a function of a batch of scenes that each device runs on its own scenes alone.
+
+    XLA cannot divide a kernel of our own, and would have every device run it on all scenes.
+
+    Args:
+      function: of a batch; its results have the scenes along the leading axis.
+      mesh: shares the scenes.
+      in_axes: of each argument: 0 if the scenes are along its leading axis, None if they share it.
+    """
+    by_device = PartitionSpec("scenes")
+    in_specs = tuple(PartitionSpec() if axis is None else by_device for axis in in_axes)
+    # There is no replication to check, which a kernel could not tell.
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=by_device, check_vma=False)
+
+
 def over_scenes(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Returns `function(shared, a, b)` of one scene as a function of many, with `a` and `b` along their leading axis.
 
-    The devices share the scenes and compute apart: XLA cannot divide a kernel of our own, and would have every device
-    run it on all scenes.
+    Each device runs it on its own scenes, side by side.
     """
-    by_device = PartitionSpec("scenes")
-    of_batch = jax.vmap(function, in_axes=(None, 0, 0))
-    in_specs = (PartitionSpec(), by_device, by_device)
-    return jax.shard_map(of_batch, mesh=mesh, in_specs=in_specs, out_specs=by_device, check_vma=False)
+    in_axes = (None, 0, 0)
+    return apart(jax.vmap(function, in_axes), mesh, in_axes)
 
 
 def padded_size(num_scenes: int, mesh: Mesh) -> int:

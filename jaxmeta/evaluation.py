@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxmeta.devices import by_scene, fetch, memory_limit, over_scenes, padded_size, put, replicated
+from jaxmeta.devices import apart, by_scene, fetch, memory_limit, over_scenes, padded_size, put, replicated
 from jaxmeta.metalearning import LossFn, Params, adapt_in_stages
 
 Predict = Callable[[Params, Any], Float[Array, "height width channels"]]
@@ -126,10 +126,7 @@ def make_score(predict: Predict, target: Target, mesh: Mesh, *, lpips: Distance 
     def score_tasks(adapted: Params, query: Any) -> Scores:
         return jax.lax.map(score_task, (adapted, query))
 
-    by_task = PartitionSpec("scenes")
-    # The devices compute apart, so that there is no replication to check, which a kernel in a field could not tell.
-    each_device = jax.shard_map(score_tasks, mesh=mesh, in_specs=(by_task, by_task), out_specs=by_task, check_vma=False)
-    return jax.jit(each_device)
+    return jax.jit(apart(score_tasks, mesh, (0, 0)))
 
 
 def within_memory(

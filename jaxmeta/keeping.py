@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 from jaxmeta import checkpoints
 from jaxmeta.checkpoints import Checkpoints
 from jaxmeta.config import TrainConfig
-from jaxmeta.devices import put
+from jaxmeta.devices import laid_out, put
 from jaxmeta.errors import CheckpointError, InputError, StorageError
 from jaxmeta.metalearning import MetaState
 from jaxmeta.runfiles import append_metrics, cut_metrics
@@ -41,9 +41,7 @@ def resume(
       CheckpointError: no checkpoint is usable.
       InputError: the run is of other data, or is not to be continued.
     """
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(begin)
-    )
+    like = laid_out(jax.eval_shape(begin), sharding)
     found = checkpoints.restore(latest, like=like, sharding=sharding, set_aside=True)
     if found and settings.resume == "never":
         raise InputError(

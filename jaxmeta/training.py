@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxmeta.devices import by_scene, compile_within_memory, gather, over_scenes, replicated
+from jaxmeta.devices import compile_within_memory, gather, over_scenes, replicated
 from jaxmeta.feeding import FILLER, Chunk
 from jaxmeta.metalearning import Keys, MetaMetrics, MetaState, SceneGradientFn, meta_step
 
@@ -81,7 +81,7 @@ def make_train_steps(
       seed: of every draw.
       num_inner_steps: of the inner loop.
     """
-    apart = partial(over_scenes, mesh=mesh)
+    side_by_side = partial(over_scenes, mesh=mesh)
 
     def scene_keys(step: Array, slot: Array) -> Keys:
         scene_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), slot)
@@ -94,9 +94,8 @@ def make_train_steps(
         data = sent if resident is None else jax.tree.map(lambda leaf: leaf[batch], resident)
         slots = jnp.arange(batch.shape[0])
         keys = jax.vmap(scene_keys, in_axes=(None, 0))(state.step, slots)
-        data, keys = jax.lax.with_sharding_constraint((data, keys), by_scene(mesh))
         counts = batch != FILLER
-        return meta_step(scene_gradient, optimiser, state, data, keys, counts, over_scenes=apart)
+        return meta_step(scene_gradient, optimiser, state, data, keys, counts, over_scenes=side_by_side)
 
     @jax.jit
     def train_steps(
