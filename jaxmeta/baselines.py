@@ -34,11 +34,7 @@ from jaxmeta.signals import Signal
 TRAINED = ("single-view", "joint")
 """The baselines that are trainings of their own."""
 MATCHING_RATE = 1e-3
-"""Peak learning rate of Adam in the regression of the matched baseline.
-
-It rises over a fifth of the steps and decays to zero as a cosine. From full rate at once the network turns transparent
-everywhere, as most points of a scene are, and stays so.
-"""
+"""Learning rate of Adam in the regression of the matched baseline, which decays to zero as a cosine."""
 
 
 def trained_config(settings: TrainConfig, name: str) -> TrainConfig:
@@ -91,7 +87,7 @@ def make_computed(
       num_steps: of each of these fits, and of the regression behind the matched baseline.
     """
     adapt = make_adapt(signal.loss, optimiser, mesh, stages=[num_steps])
-    match = make_match(signal.output, mesh, num_steps=num_steps)
+    match = make_match(signal.output, signal.mismatch, mesh, num_steps=num_steps)
     scenes = functools.cache(training)
     compiled = functools.cache(lambda: compile_adapt(adapt, learned, scenes(), mesh))
 
@@ -152,21 +148,26 @@ def _add_rows(rows: np.ndarray, total: np.ndarray, added: np.ndarray) -> np.ndar
 
 
 def make_match(
-    output: Callable[[Params, Any, Array], Float[Array, "*points outputs"]], mesh: Mesh, *, num_steps: int
+    output: Callable[[Params, Any, Array], Float[Array, "*points outputs"]],
+    mismatch: Callable[[Array, Array], Float[Array, ""]],
+    mesh: Mesh,
+    *,
+    num_steps: int,
 ) -> Callable[[Params, Params, Any, Array], Params]:
     """Returns a compiled function `(start, learned, support, key) -> params` whose output is trained towards another's.
 
-    Adam on the mean squared difference of the outputs at random points of a training scene, another one in each step.
+    Adam on the mismatch of the outputs at random points of a training scene, another one in each step.
 
     Args:
       output: `(params, support, key)`: what a network gives at random points of the domain of one scene's support.
+      mismatch: `(outputs, wanted)`: how far they are apart.
       mesh: holds `support`, of the training scenes, along the leading axis.
       num_steps: of the regression.
     """
-    optimiser = optax.adam(optax.warmup_cosine_decay_schedule(0.0, MATCHING_RATE, num_steps // 5, num_steps))
+    optimiser = optax.adam(optax.cosine_decay_schedule(MATCHING_RATE, num_steps))
 
     def difference(params: Params, learned: Params, support: Any, key: Array) -> Float[Array, ""]:
-        return jnp.mean(jnp.square(output(params, support, key) - output(learned, support, key)))
+        return mismatch(output(params, support, key), output(learned, support, key))
 
     @jax.jit
     def match(start: Params, learned: Params, support: Any, key: Array) -> Params:

@@ -22,7 +22,7 @@ from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
 from jaxmeta.fields import FourierMLP
 from jaxmeta.metalearning import Params
-from jaxmeta.objectives import projection_loss
+from jaxmeta.objectives import cross_entropy, projection_loss
 from jaxmeta.samples import Samples, grid_points, values_at
 from jaxmeta.signals import Evaluated, Kind, Protocol, Signal, Split
 from jaxmeta.tomography import Scan, even_angles, project
@@ -169,6 +169,7 @@ class CTConfig(Kind):
             target=grey,
             support=some_projections,
             output=output,
+            mismatch=cross_entropy,
             query=lambda scenes, chosen, numbers: scenes.density[chosen][:, None],
             given=lambda scene: sinogram(scene.scan.projections),
         )

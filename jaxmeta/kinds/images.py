@@ -20,7 +20,7 @@ from jaxmeta.data.images import load_images
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
 from jaxmeta.fields import FourierMLP, Siren
-from jaxmeta.objectives import regression_loss
+from jaxmeta.objectives import cross_entropy, regression_loss, squared_difference
 from jaxmeta.samples import Samples, grid_points, unit_values, values_at, values_somewhere
 from jaxmeta.signals import Kind, Signal, Split
 from jaxmeta.words import counted
@@ -115,6 +115,7 @@ class ImagesConfig(Kind):
             support=some_parts,
             query=each_part,
             output=partial(values_somewhere, network.apply),
+            mismatch=squared_difference if isinstance(network, Siren) else cross_entropy,
             given=partial(in_place, size),
         )
 

@@ -18,7 +18,7 @@ from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
 from jaxmeta.fields import DensityActivation, RadianceField
 from jaxmeta.metalearning import Params
-from jaxmeta.objectives import composite_on_white, field_samples, photometric_loss
+from jaxmeta.objectives import composite_on_white, cross_entropy, field_samples, photometric_loss
 from jaxmeta.rendering import Rendering, Sampling, render_view
 from jaxmeta.signals import Kind, Protocol, Signal, Split
 
@@ -199,6 +199,7 @@ def scene_signal(config: ViewsConfig, *, height: int, width: int, num_rays: int,
         support=views_of_scenes,
         query=lambda *chosen: each_view(views_of_scenes(*chosen)),
         output=partial(field_samples, apply, **drawing),
+        mismatch=cross_entropy,
         render_pose=render_pose,
     )
 
