@@ -11,7 +11,7 @@ python=${PYTHON:-python} out=${OUT:-runs}
 if [ "$1" = images ]; then
     $python train.py images-paper --run "$out/images" --outer.num-steps 1000 --outer.learning-rate 3e-5 \
         --validation.every 200 --log-every 100
-    $python eval.py "$out/images" --num-scenes 100 --stages 0 1 2 5 --baselines standard mean
+    $python eval.py "$out/images" --num-scenes 100 --stages 0 1 2 5
     $python eval.py "$out/images" --num-scenes 100 --support 1 --query 2 --stages 0 2 5 20 --out "$out/images/left"
     $python eval.py "$out/images" --num-scenes 100 --support 3 --query 4 --stages 0 2 5 20 --out "$out/images/tenth"
 else
