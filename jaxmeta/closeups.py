@@ -18,10 +18,14 @@ OPACITY = Scale("opacity\n(share of the light)", 0, 1, "gray_r")
 
 
 def extremes(path: Path, shown: Exhibition) -> Picture:
-    """Draws the scenes that the learned initialisation fits best and worst, with the errors as heat maps."""
+    """Draws the scenes that the learned initialisation fits best and worst, with the errors as heat maps.
+
+    A scene that is the only one is neither.
+    """
     score, middle = shown.psnr("learned"), num_items(shown.query) // 2
     # Scenes whose fit diverged are the worst.
     order = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable").tolist()
+    several = len(order) > 1
     each = min(2, max(len(order) // 2, 1))
     places = {scene: "best" for scene in order[:each] if np.isfinite(score[scene])}
     places |= {scene: "worst" for scene in order[-each:] if scene not in places}
@@ -34,14 +38,20 @@ def extremes(path: Path, shown: Exhibition) -> Picture:
         path,
         rows,
         column_titles=["support", "target", *names, *names],
-        row_titles=[f"{place}\n{shown.ids[scene]}\n{decibels(float(score[scene]))}" for scene, place in places.items()],
+        row_titles=[
+            "\n".join([place] * several + [shown.ids[scene], decibels(float(score[scene]))])
+            for scene, place in places.items()
+        ],
         groups={"": 2, f"after {steps(shown.stages[-1])}": len(names), "error": len(names)},
     )
     return Picture(
         path,
-        "Best and worst scenes",
-        "Chosen by the mean PSNR of the learned initialisation over the scene's query, which stands at the left; "
-        "below a picture is its own. The darker a place in the heat maps, the more it is off, black from half the "
+        "Best and worst scenes" if several else "Errors",
+        ("Chosen by" if several else "At the left is")
+        + " the mean PSNR of the learned initialisation over the scene's query"
+        + (", which stands at the left" if several else "")
+        + "; below a picture is its own. "
+        "The darker a place in the heat maps, the more it is off, black from half the "
         "range on: a dark rim is a shape that does not quite fit, a dark patch a colour or a part that the "
         "support did not tell.",
     )

@@ -205,6 +205,10 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def typical_scene(shown: Exhibition) -> int:
-    """Returns the scene whose fit from the learned initialisation is the median one: neither picked nor lucky."""
-    order = np.argsort(shown.psnr("learned"), kind="stable")
-    return int(order[len(order) // 2])
+    """Returns the scene whose fit from the learned initialisation is the median one: neither picked nor lucky.
+
+    It is the median of the fits that did not diverge, if any did not.
+    """
+    score = shown.psnr("learned")
+    order = np.argsort(score, kind="stable")  # what is not finite comes last
+    return int(order[max(np.isfinite(score).sum(), 1) // 2])

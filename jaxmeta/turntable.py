@@ -136,7 +136,7 @@ def write_turntable(
     return Picture(
         path,
         "One scene, while it is fitted",
-        f"The camera goes once around {shown.ids[scene]} while {takes} {steps(last)} on the "
-        "support. It is the scene with the median PSNR. The number below is the PSNR of a view that was not "
-        "given.",
+        f"The camera goes once around {shown.ids[scene]} while {takes} {steps(last)} on the support. "
+        + ("It is the scene with the median PSNR. " if len(shown.ids) > 1 else "")
+        + "The number below is the PSNR of a view that was not given.",
     )

@@ -166,14 +166,35 @@ def test_extremes_are_the_best_and_worst_by_psnr(tmp_path, monkeypatch, channels
     assert standard_error.scale == learned_error.scale and target.scale is None
 
 
-def test_a_scene_that_diverged_is_the_worst(tmp_path, monkeypatch):
-    shown, drawn = exhibition(), {}
+def diverged(shown, *scenes):
+    """Returns an exhibition where fits from the learned initialisation are not finite."""
     scores = shown.fits["learned"].scores.psnr.copy()
-    scores[3] = np.nan
-    learned = shown.fits["learned"]._replace(scores=Scores(scores, scores))
+    scores[list(scenes)] = np.nan
+    return shown._replace(fits=shown.fits | {"learned": shown.fits["learned"]._replace(scores=Scores(scores, scores))})
+
+
+def test_a_scene_that_diverged_is_the_worst(tmp_path, monkeypatch):
+    drawn = {}
     monkeypatch.setattr(closeups, "image_grid", lambda path, rows, **rest: drawn.update(rest))
-    closeups.extremes(tmp_path / "extremes.png", shown._replace(fits=shown.fits | {"learned": learned}))
+    closeups.extremes(tmp_path / "extremes.png", diverged(exhibition(), 3))
     assert drawn["row_titles"][-1].split("\n") == ["worst", "$scene_3$", "diverged"]
+
+
+def test_a_scene_that_is_the_only_one_is_neither_best_nor_worst(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(closeups, "image_grid", lambda path, rows, **rest: drawn.update(rest))
+    told = closeups.extremes(tmp_path / "extremes.png", exhibition(num_scenes=1))
+    assert drawn["row_titles"] == ["$scene_0$\n19.0 dB"]
+    assert told.title == "Errors" and "Chosen" not in told.caption
+
+
+@pytest.mark.parametrize(
+    ("num_scenes", "failed", "wanted"), [(5, (), 2), (5, (2, 3), 1), (5, (0, 1, 2, 4), 3), (2, (0, 1), 0), (1, (), 0)]
+)
+def test_the_typical_scene_is_the_median_of_those_that_did_not_diverge(num_scenes, failed, wanted):
+    # Scenes 0 to 4 have 17, 18, 19, 20, 19 dB; of an even number it is the upper one.
+    shown = diverged(exhibition(num_scenes=num_scenes), *failed)
+    assert pictures.typical_scene(shown) == wanted
 
 
 def test_what_is_not_finite_is_not_drawn_white(tmp_path):
