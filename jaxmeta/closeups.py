@@ -39,7 +39,7 @@ def extremes(path: Path, shown: Exhibition) -> Picture:
         rows,
         column_titles=["support", "target", *names, *names],
         row_titles=[
-            "\n".join([place] * several + [shown.ids[scene], decibels(float(score[scene]))])
+            (f"{place}\n" if several else "") + f"{shown.ids[scene]}\n{decibels(float(score[scene]))}"
             for scene, place in places.items()
         ],
         groups={"": 2, f"after {steps(shown.stages[-1])}": len(names), "error": len(names)},
