@@ -149,25 +149,25 @@ def _add_rows(rows: np.ndarray, total: np.ndarray, added: np.ndarray) -> np.ndar
 
 def make_match(
     output: Callable[[Params, Any, Array], Float[Array, "*points outputs"]],
-    mismatch: Callable[[Array, Array], Float[Array, ""]],
+    mismatch: Callable[[Array, Array], Array],
     mesh: Mesh,
     *,
     num_steps: int,
 ) -> Callable[[Params, Params, Any, Array], Params]:
     """Returns a compiled function `(start, learned, support, key) -> params` whose output is trained towards another's.
 
-    Adam on the mismatch of the outputs at random points of a training scene, another one in each step.
+    Adam on the mean mismatch of the outputs at random points of a training scene, another one in each step.
 
     Args:
       output: `(params, support, key)`: what a network gives at random points of the domain of one scene's support.
-      mismatch: `(outputs, wanted)`: how far they are apart.
+      mismatch: `(outputs, wanted)`: how far each is from what is wanted.
       mesh: holds `support`, of the training scenes, along the leading axis.
       num_steps: of the regression.
     """
     optimiser = optax.adam(optax.cosine_decay_schedule(MATCHING_RATE, num_steps))
 
     def difference(params: Params, learned: Params, support: Any, key: Array) -> Float[Array, ""]:
-        return mismatch(output(params, support, key), output(learned, support, key))
+        return jnp.mean(mismatch(output(params, support, key), output(learned, support, key)))
 
     @jax.jit
     def match(start: Params, learned: Params, support: Any, key: Array) -> Params:

@@ -14,19 +14,13 @@ from jaxmeta.samples import Samples, grid_points, unit_values
 from jaxmeta.tomography import Scan, project
 
 
-def squared_difference(outputs: Float[Array, "*any"], wanted: Float[Array, "*any"]) -> Float[Array, ""]:
-    """Returns the mean squared difference."""
-    return jnp.mean(jnp.square(outputs - wanted))
+def cross_entropy(outputs: Float[Array, "*any"], wanted: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Returns the binary cross-entropy, in nats, of each output in [0, 1] for a wanted value in [0, 1].
 
-
-def cross_entropy(outputs: Float[Array, "*any"], wanted: Float[Array, "*any"]) -> Float[Array, ""]:
-    """Returns the mean binary cross-entropy, in nats, of outputs in [0, 1] for wanted values in [0, 1].
-
-    The gradient of the squared difference vanishes where a sigmoid saturates, even at the wrong end; this one's does
-    not.
+    The gradient of the squared error vanishes where a sigmoid saturates, even at the wrong end; this one's does not.
     """
     tiny = 1e-6  # against log(0)
-    return -jnp.mean(wanted * jnp.log(outputs + tiny) + (1 - wanted) * jnp.log(1 - outputs + tiny))
+    return -wanted * jnp.log(outputs + tiny) - (1 - wanted) * jnp.log(1 - outputs + tiny)
 
 
 def composite_on_white(rgba: UInt8[Array, "*pixels 4"], dtype: Any = jnp.float32) -> Float[Array, "*pixels 3"]:
@@ -79,7 +73,7 @@ def photometric_loss(
     def error(params: Any, drawn: tuple[Rays, Array, Array]) -> Float[Array, ""]:
         rays, target, uniform = drawn
         rendering = render_rays(lambda points: apply(params, points), rays, uniform, sampling)
-        return squared_difference(rendering.rgb, target)
+        return jnp.mean(jnp.square(rendering.rgb - target))
 
     drawn = _random_rays(views, key, num_rays, sampling, pixel_centre)
     if rays_per_block in (None, num_rays):
@@ -174,7 +168,7 @@ def regression_loss(
     if num_points is not None:
         drawn = jax.random.randint(key, (num_points,), 0, len(samples.points))
         samples = Samples(samples.points[drawn], samples.values[drawn])
-    return squared_difference(apply(params, samples.points), unit_values(samples))
+    return jnp.mean(jnp.square(apply(params, samples.points) - unit_values(samples)))
 
 
 def projection_loss(
@@ -194,4 +188,4 @@ def projection_loss(
         drawn = jax.random.permutation(key, len(scan.angles))[:num_directions]
         scan = Scan(scan.projections[drawn], scan.angles[drawn])
     density = apply(params, jnp.asarray(grid_points(size, size)))[..., 0]
-    return squared_difference(project(density, scan.angles), scan.projections)
+    return jnp.mean(jnp.square(project(density, scan.angles) - scan.projections))

@@ -12,11 +12,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
+from optax.losses import squared_error
 
 from jaxmeta.errors import InputError
 from jaxmeta.feeding import Residency
 from jaxmeta.metalearning import LossFn, Params
-from jaxmeta.objectives import squared_difference
 from jaxmeta.rendering import Rendering
 
 
@@ -164,8 +164,8 @@ class Signal(NamedTuple):
     """As `support`, but query items along the second axis of every array."""
     output: Callable[[Params, Any, Array], Float[Array, "*points outputs"]]
     """`(params, support, key)`: what the network itself gives at random points of a support's domain, of order one."""
-    mismatch: Callable[[Array, Array], Float[Array, ""]] = squared_difference
-    """`(outputs, wanted)`: how far outputs are from those of another network."""
+    mismatch: Callable[[Array, Array], Array] = squared_error
+    """`(outputs, wanted)`: how far each output is from that of another network."""
     given: Callable[[Any], Float[Any, "height width channels"]] | None = None
     """`support -> image`: what a network was fitted to, as large as what it shows; None where a query item of the first
     view tells it."""

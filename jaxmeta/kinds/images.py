@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from optax.losses import squared_error
 
 from jaxmeta import signals
 from jaxmeta.data.folders import check_size
@@ -20,7 +21,7 @@ from jaxmeta.data.images import load_images
 from jaxmeta.devices import resolve_dtype
 from jaxmeta.errors import InputError
 from jaxmeta.fields import FourierMLP, Siren
-from jaxmeta.objectives import cross_entropy, regression_loss, squared_difference
+from jaxmeta.objectives import cross_entropy, regression_loss
 from jaxmeta.samples import Samples, grid_points, unit_values, values_at, values_somewhere
 from jaxmeta.signals import Kind, Signal, Split
 from jaxmeta.words import counted
@@ -115,7 +116,7 @@ class ImagesConfig(Kind):
             support=some_parts,
             query=each_part,
             output=partial(values_somewhere, network.apply),
-            mismatch=squared_difference if isinstance(network, Siren) else cross_entropy,
+            mismatch=squared_error if isinstance(network, Siren) else cross_entropy,
             given=partial(in_place, size),
         )
 
