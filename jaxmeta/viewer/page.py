@@ -5,6 +5,7 @@ Its callbacks run in viser's threads and only post to an inbox.
 
 import contextlib
 import io
+import logging
 import socket
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ def open_page(
       InputError: the port is taken.
     """
     check_port(host, port)
+    # Who connects and leaves without a word, as a browser may, is no error that a traceback should tell.
+    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
     with contextlib.redirect_stdout(io.StringIO()):
         server = viser.ViserServer(host=host, port=port, label="jaxmeta", verbose=False)
     try:
