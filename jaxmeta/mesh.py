@@ -20,7 +20,7 @@ from jaxmeta import assembly, config, configfiles, devices, metalearning, optimi
 from jaxmeta.cameras import Views
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError, run_command
-from jaxmeta.kinds.views import ViewsConfig, radiance_field
+from jaxmeta.kinds.views import ViewsConfig, field_apply, radiance_field
 from jaxmeta.loading import load_initialisation
 from jaxmeta.metalearning import Params
 
@@ -76,7 +76,7 @@ def main() -> None:
         raise InputError("no ball about the origin lies wholly in every support view; give --radius")
     devices.keep_compiled()
     adapted = adapt(wanted, settings, index, support)
-    field = partial(radiance_field(kind).apply, adapted)
+    field = partial(field_apply(radiance_field(kind), kind.field.implementation), adapted)
     mesh = isosurfaces.isosurface(field, radius=radius, resolution=wanted.resolution, threshold=wanted.threshold)
     runfiles.write_atomically(wanted.out, isosurfaces.encode(mesh, wanted.out.suffix[1:].lower()))
     print(f"{wanted.out}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces within {radius:.3g} of the origin")

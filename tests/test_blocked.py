@@ -1,5 +1,6 @@
 """The field of a CPU and the loss in blocks, against the plain ones."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -96,9 +97,63 @@ def test_rays_per_block(width, num_rays, num_samples, wanted):
     assert blocked.rays_per_block(RadianceField(width=width), num_rays, num_samples) == wanted
 
 
-def test_a_cpu_takes_it_for_first_derivatives_in_float32():
-    narrow = RadianceField(compute_dtype=jnp.bfloat16)
-    assert views.field_apply(FIELD, "auto") != FIELD.apply
-    assert views.field_apply(FIELD, "xla") == FIELD.apply
-    assert views.field_apply(FIELD, "auto", twice=True) == FIELD.apply
-    assert views.field_apply(narrow, "auto") == narrow.apply
+def test_twice_the_rays_fit_in_bfloat16():
+    assert blocked.rays_per_block(RadianceField(compute_dtype=jnp.bfloat16), 128, 128) == 16
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
+def test_a_cpu_takes_it_for_first_derivatives(dtype):
+    field = dataclasses.replace(FIELD, compute_dtype=dtype)
+    assert views.field_apply(field, "auto") != field.apply
+    assert views.field_apply(field, "xla") == field.apply
+    assert views.field_apply(field, "auto", twice=True) == field.apply
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "twice", "wanted"),
+    [
+        ("fpu amx_bf16 amx_tile", {}, False, jnp.bfloat16),
+        ("fpu amx_bf16 amx_tile", {}, True, jnp.float32),
+        ("fpu amx_bf16 amx_tile", {"width": 127}, False, jnp.float32),
+        ("fpu amx_bf16 amx_tile", {"implementation": "xla"}, False, jnp.float32),
+        ("fpu amx_bf16 amx_tile", {"compute_dtype": "float32"}, False, jnp.float32),
+        ("fpu avx512_bf16", {}, False, jnp.bfloat16),
+        ("fpu avx512f", {}, False, jnp.float32),
+        ("fpu avx512f", {"compute_dtype": "bfloat16"}, False, jnp.bfloat16),
+        (None, {}, False, jnp.float32),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_has_matmuls_for_it(tmp_path, monkeypatch, flags, changes, twice, wanted):
+    processor = tmp_path / "cpuinfo"
+    if flags:
+        processor.write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(blocked, "_PROCESSOR", processor)
+    blocked._has_units.cache_clear()
+    config = views.ViewsConfig(field=dataclasses.replace(views.FieldConfig(width=128), **changes))
+    assert views.radiance_field(config, twice=twice).compute_dtype == wanted
+    blocked._has_units.cache_clear()
+
+
+def test_bfloat16_is_near_float32_and_has_float32_parameters(starts):
+    """Better than XLA's, which rounds each layer's sums too; the gradients of the parameters are not rounded."""
+    field = dataclasses.replace(FIELD, width=64)
+    params = field.init(jax.random.key(1), jnp.zeros((1, 3)))
+    points = jax.random.normal(jax.random.key(2), (4, 100, 3))
+
+    def gradient(apply):
+        def loss(params):
+            density, rgb = apply(params, points)
+            return jnp.mean(jnp.sin(density)) + jnp.mean(jnp.square(rgb) * jnp.arange(3))
+
+        return jax.jit(jax.grad(loss))(params)
+
+    wanted, ours = (
+        gradient(field.apply),
+        gradient(blocked.blocked_apply(dataclasses.replace(field, compute_dtype=jnp.bfloat16))),
+    )
+    for exact, found in zip(jax.tree.leaves(wanted), jax.tree.leaves(ours), strict=True):
+        assert found.dtype == jnp.float32
+        error = jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
+        assert 1e-5 < error < 2e-2
+    kernel = ours["params"]["Dense_1"]["kernel"]
+    assert (kernel.astype(jnp.bfloat16).astype(jnp.float32) != kernel).any()

@@ -130,11 +130,7 @@ def test_what_stands_against_the_kernels_is_told(change, reason):
     assert reason in (fused.obstacle(field) or "")
     with pytest.raises(InputError, match=reason):
         views.field_apply(field, "fused")
-    auto = views.field_apply(field, "auto")
-    if field.compute_dtype == jnp.float32:
-        assert auto.__module__ == "jaxmeta.blocked"
-    else:
-        assert auto == field.apply
+    assert views.field_apply(field, "auto").__module__ == "jaxmeta.blocked"  # this is a CPU
 
 
 class Hopper:
@@ -145,6 +141,7 @@ class Hopper:
 
 def test_an_unknown_jax_leaves_the_work_to_xla_with_a_warning(monkeypatch, capsys):
     monkeypatch.setattr(jax, "local_devices", lambda: [Hopper()])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "__version__", "0.99.0")
     assert views.field_apply(FIELD, "auto") == FIELD.apply
     assert "warning: no fused kernels" in capsys.readouterr().err

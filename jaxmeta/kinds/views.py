@@ -58,12 +58,13 @@ class FieldConfig:
     max_log2_frequency: float = 8.0
     """Base-2 logarithm of the highest frequency."""
     density_activation: DensityActivation = "shifted_softplus"
-    """relu is the paper's; it can die into a white image. shifted_softplus cannot."""
+    """relu is the paper's; its field can become transparent everywhere and stay so. That of shifted_softplus cannot."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matmuls' operands; auto is bfloat16 on a GPU or TPU and float32 on a CPU."""
+    """Of the matmuls' operands; auto is bfloat16 on a GPU, a TPU and, from a width of 128 on, a CPU with AMX or
+    AVX512-BF16; else float32."""
     implementation: Literal["auto", "xla", "fused"] = "auto"
     """xla runs everywhere; fused is kernels for Hopper GPUs and a width of 256; auto is fused where that can be, and on
-    a CPU xla in an order that suits its caches."""
+    a CPU xla in an order that suits its caches and its matmuls."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +169,7 @@ def scene_signal(config: ViewsConfig, *, height: int, width: int, num_rays: int,
       num_rays: drawn in each inner step.
       twice: as for `field_apply`.
     """
-    field = radiance_field(config)
+    field = radiance_field(config, twice=twice)
     apply = field_apply(field, config.field.implementation, twice=twice)
 
     def render_pose(
@@ -229,15 +230,17 @@ def _in_blocks(field: RadianceField, implementation: str, *, twice: bool) -> boo
     return implementation == "auto" and blocked.possible(field) and not twice
 
 
-def radiance_field(config: ViewsConfig) -> RadianceField:
-    """Returns the network that a config describes."""
+def radiance_field(config: ViewsConfig, *, twice: bool = False) -> RadianceField:
+    """Returns the network that a config describes; `twice` as for `field_apply`."""
+    automatic = config.field.compute_dtype == config.field.implementation == "auto"
+    narrow = automatic and not twice and blocked.bfloat16_pays(config.field.width)
     return RadianceField(
         width=config.field.width,
         depth=config.field.depth,
         num_frequencies=config.field.num_frequencies,
         max_log2_frequency=config.field.max_log2_frequency,
         density_activation=config.field.density_activation,
-        compute_dtype=resolve_dtype(config.field.compute_dtype),
+        compute_dtype=resolve_dtype("bfloat16" if narrow else config.field.compute_dtype),
     )
 
 
