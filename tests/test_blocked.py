@@ -11,7 +11,7 @@ import pytest
 from jaxmeta import blocked
 from jaxmeta.fields import RadianceField
 from jaxmeta.kinds import views
-from jaxmeta.metalearning import adapt
+from jaxmeta.metalearning import Keys, adapt, maml
 from jaxmeta.objectives import mean_over_blocks, photometric_loss
 from jaxmeta.optimisers import inner_optimiser
 from jaxmeta.rendering import Sampling
@@ -43,6 +43,19 @@ def test_same_outputs_and_gradients_of_two_scenes(starts):
     (plain, plain_outputs), (plain_by_params, plain_by_points) = judged(FIELD.apply)
     close((ours, outputs, by_params), (plain, plain_outputs, plain_by_params))
     np.testing.assert_allclose(by_points, plain_by_points, rtol=1e-3, atol=1e-4)  # has the frequencies as factors
+
+
+def test_same_derivative_through_inner_steps(balls, starts):
+    """As MAML takes it: of the loss after two steps, by where they began."""
+    scene = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), balls)
+    start = jax.tree.map(lambda leaf: leaf[0], starts)
+    keys = Keys(jax.random.split(jax.random.key(3), 2), jax.random.key(4))
+
+    def gradient(apply):
+        loss = partial(photometric_loss, apply, num_rays=8, sampling=SAMPLING)
+        return jax.jit(partial(maml, loss, loss, inner_optimiser("sgd", 0.5)))(start, scene, keys).gradient
+
+    close(gradient(blocked.blocked_apply(FIELD)), gradient(FIELD.apply))
 
 
 @pytest.mark.parametrize("rays_per_block", [1, 4])
@@ -102,35 +115,45 @@ def test_twice_the_rays_fit_in_bfloat16():
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
-def test_a_cpu_takes_it_for_first_derivatives(dtype):
+def test_a_cpu_takes_it(dtype):
     field = dataclasses.replace(FIELD, compute_dtype=dtype)
     assert views.field_apply(field, "auto") != field.apply
+    assert views.field_apply(field, "auto", twice=True) != field.apply
     assert views.field_apply(field, "xla") == field.apply
-    assert views.field_apply(field, "auto", twice=True) == field.apply
+
+
+def test_only_first_derivatives_are_taken_in_blocks():
+    config = views.ViewsConfig(field=views.FieldConfig(width=256))
+
+    def blocks(*, twice):
+        loss = views.scene_signal(config, height=8, width=8, num_rays=128, twice=twice).loss
+        return loss.keywords["rays_per_block"]
+
+    assert blocks(twice=True) is None
+    assert blocks(twice=False) < 128
 
 
 @pytest.mark.parametrize(
-    ("flags", "changes", "twice", "wanted"),
+    ("flags", "changes", "wanted"),
     [
-        ("fpu amx_bf16 amx_tile", {}, False, jnp.bfloat16),
-        ("fpu amx_bf16 amx_tile", {}, True, jnp.float32),
-        ("fpu amx_bf16 amx_tile", {"width": 127}, False, jnp.float32),
-        ("fpu amx_bf16 amx_tile", {"implementation": "xla"}, False, jnp.float32),
-        ("fpu amx_bf16 amx_tile", {"compute_dtype": "float32"}, False, jnp.float32),
-        ("fpu avx512_bf16", {}, False, jnp.bfloat16),
-        ("fpu avx512f", {}, False, jnp.float32),
-        ("fpu avx512f", {"compute_dtype": "bfloat16"}, False, jnp.bfloat16),
-        (None, {}, False, jnp.float32),
+        ("fpu amx_bf16 amx_tile", {}, jnp.bfloat16),
+        ("fpu amx_bf16 amx_tile", {"width": 127}, jnp.float32),
+        ("fpu amx_bf16 amx_tile", {"implementation": "xla"}, jnp.float32),
+        ("fpu amx_bf16 amx_tile", {"compute_dtype": "float32"}, jnp.float32),
+        ("fpu avx512_bf16", {}, jnp.bfloat16),
+        ("fpu avx512f", {}, jnp.float32),
+        ("fpu avx512f", {"compute_dtype": "bfloat16"}, jnp.bfloat16),
+        (None, {}, jnp.float32),
     ],
 )
-def test_auto_is_bfloat16_where_the_processor_has_matmuls_for_it(tmp_path, monkeypatch, flags, changes, twice, wanted):
+def test_auto_is_bfloat16_where_the_processor_has_matmuls_for_it(tmp_path, monkeypatch, flags, changes, wanted):
     processor = tmp_path / "cpuinfo"
     if flags:
         processor.write_text(f"flags\t\t: {flags}\n")
     monkeypatch.setattr(blocked, "_PROCESSOR", processor)
     blocked._has_units.cache_clear()
     config = views.ViewsConfig(field=dataclasses.replace(views.FieldConfig(width=128), **changes))
-    assert views.radiance_field(config, twice=twice).compute_dtype == wanted
+    assert views.radiance_field(config).compute_dtype == wanted
     blocked._has_units.cache_clear()
 
 

@@ -169,7 +169,7 @@ def scene_signal(config: ViewsConfig, *, height: int, width: int, num_rays: int,
       num_rays: drawn in each inner step.
       twice: as for `field_apply`.
     """
-    field = radiance_field(config, twice=twice)
+    field = radiance_field(config)
     apply = field_apply(field, config.field.implementation, twice=twice)
 
     def render_pose(
@@ -190,7 +190,7 @@ def scene_signal(config: ViewsConfig, *, height: int, width: int, num_rays: int,
         return render_pose(params, view.pose, view.focal, rays_per_chunk).rgb
 
     drawing = {"num_rays": num_rays, "sampling": config.sampling, "pixel_centre": config.pixel_centre}
-    blocks = _in_blocks(field, config.field.implementation, twice=twice)
+    blocks = _by_blocked(field, config.field.implementation) and not twice
     rays_per_block = blocked.rays_per_block(field, num_rays, config.sampling.num_samples) if blocks else None
     return Signal(
         init=lambda key: field.init(key, jnp.zeros((1, 3))),
@@ -211,7 +211,7 @@ def field_apply(field: RadianceField, implementation: str, *, twice: bool = Fals
     Args:
       field: what is computed.
       implementation: "auto", "xla" or "fused".
-      twice: it will be differentiated twice, which only XLA's can be.
+      twice: it will be differentiated twice, which the fused kernels cannot be.
 
     Raises:
       InputError: the fused kernels are asked for and cannot run here; says why.
@@ -221,19 +221,19 @@ def field_apply(field: RadianceField, implementation: str, *, twice: bool = Fals
         raise InputError(f"--field.implementation fused cannot run here: {obstacle}; drop it or give xla")
     if implementation == "auto" and obstacle == fused.UNKNOWN_VERSION:
         print(f"warning: no fused kernels: {obstacle}; XLA takes over, slower", file=sys.stderr)
-    if _in_blocks(field, implementation, twice=twice):
+    if _by_blocked(field, implementation):
         return blocked.blocked_apply(field)
     return field.apply if implementation == "xla" or obstacle else fused.fused_apply(field)
 
 
-def _in_blocks(field: RadianceField, implementation: str, *, twice: bool) -> bool:
-    return implementation == "auto" and blocked.possible(field) and not twice
+def _by_blocked(field: RadianceField, implementation: str) -> bool:
+    return implementation == "auto" and blocked.possible(field)
 
 
-def radiance_field(config: ViewsConfig, *, twice: bool = False) -> RadianceField:
-    """Returns the network that a config describes; `twice` as for `field_apply`."""
+def radiance_field(config: ViewsConfig) -> RadianceField:
+    """Returns the network that a config describes."""
     automatic = config.field.compute_dtype == config.field.implementation == "auto"
-    narrow = automatic and not twice and blocked.bfloat16_pays(config.field.width)
+    narrow = automatic and blocked.bfloat16_pays(config.field.width)
     return RadianceField(
         width=config.field.width,
         depth=config.field.depth,
