@@ -185,7 +185,7 @@ def train_baseline(settings: TrainConfig, name: str) -> Initialisation:
 
 def draw(out: Path, settings: TrainConfig, done: Evaluated, shown: Shown, *, num_scenes: int) -> list[Picture]:
     """Writes the pictures of an evaluation, of so many scenes."""
-    print("drawing the pictures", flush=True)
+    print(f"the scores are in {out}; drawing the pictures", flush=True)
     kind, signal, size = settings.signal, done.signal, turntable.film_size(*done.split.size)
     exhibition = pictures.exhibition(kind, signal, done.split, done.stages, shown)
     made = pictures.write_pictures(out, signal, exhibition, span=kind.span, num_scenes=num_scenes)
@@ -218,6 +218,8 @@ def write_results(
         print(tables.of_view_counts(summary, unit))
     if diverged := tables.of_divergence(summary, about["protocol"], len(ids), unit):
         print(f"{diverged}\n")
+    if mismatch := tables.of_matching(paired):
+        print(f"{mismatch}\n")
     print(tables.of_speed(adaptation, about["seconds"], unit))
     return content
 

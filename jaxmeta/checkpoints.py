@@ -175,7 +175,7 @@ def restore(
     if rejected and not found:
         raise CheckpointError(
             f"{checkpoints.directory} holds no usable checkpoint ({'; '.join(rejected.values())}); "
-            "restore the folder from a copy, or train anew with another --run"
+            "restore the folder, or config.json if it was changed, from a copy, or train anew with another --run"
         )
     if rejected and set_aside:
         _set_aside(checkpoints, list(rejected))

@@ -70,13 +70,14 @@ def interpolation(path: Path, shown: Exhibition, scenes: Sequence[int], *, num_p
     titles = [f"t = {place:.2g}" for place in places]
     titles[0], titles[-1] = f"{shown.ids[first]}\n{titles[0]}", f"{shown.ids[second]}\n{titles[-1]}"
     image_grid(path, rows, column_titles=titles, row_titles=names)
-    return Picture(
-        path,
-        "Between two scenes",
+    caption = (
         "The parameters of two adapted networks are mixed, (1 - t) a + t b, and the mixture is rendered. Networks "
         f"that share a learned start stay close enough to be mixed: {shown.ids[first]} turns into {shown.ids[second]} "
-        "step by step.",
+        "step by step."
     )
+    if len(names) > 1:
+        caption += f" The row {names[0]} is the same between fits from that initialisation."
+    return Picture(path, "Between two scenes", caption)
 
 
 def geometry(

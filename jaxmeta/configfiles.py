@@ -1,5 +1,6 @@
 """The config.json of a run: read, and compared with another config."""
 
+import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -26,6 +27,9 @@ _FREE_TO_CHANGE = (
     "processes.",
 )
 
+_MOST_TOLD = 5
+"""Settings that one warning names."""
+
 
 def load(path: Path) -> TrainConfig:
     """Returns the config that a file holds as JSON.
@@ -42,7 +46,7 @@ def load(path: Path) -> TrainConfig:
 
 
 def decode(text: bytes | str, path: Path) -> TrainConfig:
-    """Returns the config that a file holds as JSON; what is missing has its default.
+    """Returns the config that a file holds as JSON; what is missing has its default, with a warning.
 
     Raises:
       InputError: it is not a config; names the file.
@@ -60,11 +64,16 @@ def decode(text: bytes | str, path: Path) -> TrainConfig:
         config = TrainConfig(**msgspec.structs.asdict(fields), signal=_convert(own, KINDS[kind]))
     except msgspec.MsgspecError as error:
         raise InputError(f"{path} is not a config of this version of jaxmeta: {error}") from error
-    unknown = flatten(content).keys() - flatten(as_dict(config)).keys()
-    if unknown:
+    known, given = flatten(as_dict(config)), flatten(content)
+    if unknown := given.keys() - known.keys():
         raise InputError(
             f"{path} has settings that this version of jaxmeta does not know: {', '.join(sorted(unknown))}"
         )
+    if missing := [name for name in known if name not in given]:
+        told = ", ".join(missing[:_MOST_TOLD]) + f" and {len(missing) - _MOST_TOLD} others" * (
+            len(missing) > _MOST_TOLD
+        )
+        print(f"warning: {path} lacks {told}, which are taken to be the defaults", file=sys.stderr)
     return config
 
 

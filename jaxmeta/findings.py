@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxmeta.gallery import steps
 from jaxmeta.kinds import KINDS
-from jaxmeta.tables import ONE, SEVERAL, meta_steps, of_divergence, rays_a_step, units
+from jaxmeta.tables import ONE, SEVERAL, meta_steps, of_divergence, of_matching, rays_a_step, units
 from jaxmeta.words import DIVERGED, counted
 
 BASELINES = {
@@ -185,6 +185,7 @@ def _by_steps(title: str, summary: Rows, paired: Rows, metric: str, form: str) -
     caption = f"{(SEVERAL if spread else ONE).capitalize()}."
     if paired:
         caption += " Differences are paired: of the same scenes with the same draws."
+        caption += f" {of_matching(paired)}".rstrip()
     header = ["", *map(steps, dict.fromkeys(row["steps"] for row in summary))]
     return Table(title, header, [[name, *of_name] for name, of_name in cells.items()], caption)
 

@@ -144,7 +144,8 @@ def baselines(path: Path, shown: Exhibition, scenes: Sequence[int]) -> Picture:
     return Picture(
         path,
         "Every initialisation",
-        "The same target from every starting point, after the same steps with the same draws.",
+        "The same target from every starting point, after the same steps with the same draws. Compare along a row; "
+        "below each picture is its PSNR, of which more is better.",
     )
 
 

@@ -29,6 +29,8 @@ class ColouredMesh(NamedTuple):
     faces: Int[np.ndarray, "faces 3"]
     """Indices of vertices, counterclockwise as seen from where the density is low."""
     colours: UInt8[np.ndarray, "vertices 3"]
+    normals: Float[np.ndarray, "vertices 3"]
+    """Of unit length, towards where the density is low."""
 
 
 def seen_radius(views: Views, sampling: Sampling) -> float:
@@ -87,7 +89,7 @@ def isosurface(field: Field, *, radius: float, resolution: int, threshold: float
     found = marching_cubes(np.pad(grid, 1), threshold, spacing=(spacing,) * 3, gradient_direction="ascent")
     vertices = np.asarray(found[0] - spacing - radius, np.float32)
     rgb = _in_chunks(lambda points: field(points)[1], vertices, 2**16)
-    return ColouredMesh(vertices, np.asarray(found[1]), np.round(255 * rgb).astype(np.uint8))
+    return ColouredMesh(vertices, np.asarray(found[1]), np.round(255 * rgb).astype(np.uint8), np.asarray(found[2]))
 
 
 def encode(mesh: ColouredMesh, file_type: str) -> bytes:
@@ -98,11 +100,13 @@ def encode(mesh: ColouredMesh, file_type: str) -> bytes:
       file_type: "ply", which keeps coordinates and colours as they are, or "glb", whose standard wants y up and linear
         colours.
     """
-    vertices, colours = mesh.vertices, mesh.colours
+    vertices, faces, colours, normals = mesh
     if file_type == "glb":
-        vertices, colours = vertices @ _Z_UP_TO_Y_UP.T, np.round(255 * _linear(colours / 255)).astype(np.uint8)
-    content: Any = trimesh.Trimesh(vertices, mesh.faces, vertex_colors=colours, process=False)
-    return content.export(file_type=file_type)
+        vertices, normals = vertices @ _Z_UP_TO_Y_UP.T, normals @ _Z_UP_TO_Y_UP.T
+        colours = np.round(255 * _linear(colours / 255)).astype(np.uint8)
+    content: Any = trimesh.Trimesh(vertices, faces, vertex_normals=normals, vertex_colors=colours, process=False)
+    wanted = {"include_normals": True} if file_type == "glb" else {"vertex_normal": True}
+    return content.export(file_type=file_type, **wanted)
 
 
 def _in_chunks(function: Callable[[Any], Array], inputs: Any, size: int) -> np.ndarray:

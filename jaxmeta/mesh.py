@@ -95,8 +95,10 @@ def check(wanted: MeshConfig) -> None:
         raise InputError(f"--out {wanted.out} must end in .ply or .glb")
     if not wanted.support or min(wanted.support) < 0:
         raise InputError(f"--support {wanted.support} must be numbers of views, from 0")
-    if wanted.steps < 0 or not 8 <= wanted.resolution <= 1024:
-        raise InputError(f"--steps {wanted.steps} must be 0 or more, --resolution {wanted.resolution} 8 to 1024")
+    if wanted.steps < 0:
+        raise InputError(f"--steps {wanted.steps} must be 0 or more")
+    if not 8 <= wanted.resolution <= 1024:
+        raise InputError(f"--resolution {wanted.resolution} must be 8 to 1024")
     for flag, value in (("threshold", wanted.threshold), ("radius", wanted.radius)):
         if value is not None and not 0 < value < np.inf:
             raise InputError(f"--{flag} {value} must be positive and finite")

@@ -10,6 +10,8 @@ from jaxmeta.words import DIVERGED, counted
 
 _METRICS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS (lower is better)", 3)}
 """In words, and the digits shown."""
+_MATCHING = 1.0
+"""dB at step 0 within which the matched baseline matches."""
 SEVERAL = "mean ± standard deviation over scenes; below it the 95 % interval of the mean"
 ONE = "of one scene there is no standard deviation and no interval of the mean"
 
@@ -86,6 +88,22 @@ def of_divergence(summary: Sequence[Mapping[str, Any]], plan: Mapping[str, Any],
         f"Fits diverged: {', '.join(told)}. Where they did, a scene is left out of the means; give a --step-size below "
         f"{plan['step_size']:g}."
     )
+
+
+def of_matching(paired: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a sentence where the matched baseline does not match, as far as step 0 tells; nothing where it does.
+
+    Args:
+      paired: from `results.differences`.
+    """
+    for row in paired:
+        if row["subtrahend"] == "matched" and row["steps"] == 0 and abs(row["psnr_mean"]) > _MATCHING:
+            side = "below" if row["psnr_mean"] > 0 else "above"
+            return (
+                f"The matched baseline does not match: at step 0 it is {abs(row['psnr_mean']):.1f} dB {side} learned; "
+                "give more --baseline-steps or --baseline-scenes."
+            )
+    return ""
 
 
 def of_view_counts(rows: Sequence[Mapping[str, Any]], unit: str) -> str:

@@ -128,11 +128,18 @@ def test_query_views_do_not_matter_without_validation():
     config.check(changed(changed(TrainConfig(), "validation.query", (99,)), "validation.every", 0))
 
 
-def test_what_an_older_config_lacks_is_written_with_its_default():
+def test_what_an_older_config_lacks_is_told_and_written_with_its_default(capsys):
     whole = config.as_dict(TrainConfig())
     older = config.as_dict(TrainConfig())
     del older["outer"]["algorithm"], older["field"]["implementation"]
     assert config.as_dict(configfiles.decode(json.dumps(older), Path("config.json"))) == whole
+    assert capsys.readouterr().err == (
+        "warning: config.json lacks field.implementation, outer.algorithm, which are taken to be the defaults\n"
+    )
+    configfiles.decode(json.dumps(whole), Path("config.json"))
+    assert not capsys.readouterr().err
+    configfiles.decode("{}", Path("config.json"))
+    assert " others, which are taken to be the defaults" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

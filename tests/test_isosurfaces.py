@@ -46,6 +46,8 @@ def test_the_surface_is_closed_and_faces_outwards(mesh, body):
     assert body.volume == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.05)
     outwards = (body.face_normals * (body.triangles_center - CENTRE)).sum(-1)
     assert (outwards[body.area_faces > 1e-6] > 0).all()
+    radii = (mesh.vertices - CENTRE) / RADIUS
+    assert ((mesh.normals * radii).sum(-1) > 0.98).all()  # the cosine of 11 degrees
 
 
 def test_colours_are_the_fields(mesh):
@@ -104,12 +106,17 @@ def test_ply_keeps_the_frame_and_the_colours(mesh):
     np.testing.assert_array_equal(read.vertices, mesh.vertices)
     np.testing.assert_array_equal(read.faces, mesh.faces)
     np.testing.assert_array_equal(read.visual.vertex_colors[:, :3], mesh.colours)
+    columns = read.metadata["_ply_raw"]["vertex"]["data"]
+    np.testing.assert_array_equal(np.stack([columns[name] for name in ("nx", "ny", "nz")], axis=-1), mesh.normals)
 
 
 def test_glb_is_y_up_in_linear_light(mesh):
-    read = trimesh.load(io.BytesIO(isosurfaces.encode(mesh, "glb")), file_type="glb", force="mesh", process=False)
+    scene = trimesh.load(io.BytesIO(isosurfaces.encode(mesh, "glb")), file_type="glb", process=False)
+    (read,) = scene.geometry.values()
     x, y, z = read.vertices.T
     np.testing.assert_allclose(np.stack([x, -z, y], axis=-1), mesh.vertices, atol=1e-6)
+    x, y, z = read.vertex_normals.T
+    np.testing.assert_allclose(np.stack([x, -z, y], axis=-1), mesh.normals, atol=1e-6)
     assert read.volume == pytest.approx(4 / 3 * np.pi * RADIUS**3, rel=0.05)
     # 51 / 255 = 0.2 in sRGB is ((0.2 + 0.055) / 1.055)^2.4 = 0.0331 of the light, 8 of 255.
     assert (read.visual.vertex_colors[mesh.vertices[:, 0] - CENTRE[0] > 1e-3, :3] == [255, 8, 0]).all()

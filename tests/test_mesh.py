@@ -59,7 +59,7 @@ def test_the_draws_are_those_of_eval(run):
         ({"support": ()}, "--support"),
         ({"support": (0, -1)}, "--support"),
         ({"steps": -1}, "--steps -1"),
-        ({"resolution": 7}, "--resolution 7"),
+        ({"resolution": 7}, "^--resolution 7 must be 8 to 1024$"),
         ({"resolution": 1025}, "--resolution 1025"),
         ({"threshold": 0.0}, "--threshold 0.0 must be positive"),
         ({"radius": float("inf")}, "--radius inf"),

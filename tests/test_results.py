@@ -137,6 +137,16 @@ def test_fits_that_diverged_are_told_with_what_to_do():
     assert tables.of_divergence(several[:2], {"step_size": 1}, 3, "view") == ""
 
 
+def test_a_matched_baseline_that_does_not_match_is_told():
+    def told(psnr):
+        return tables.of_matching(results.differences([outcome("matched", psnr), outcome("learned", PSNR)], STAGES))
+
+    assert told(PSNR + 0.9) == told(PSNR - 0.9) == ""
+    assert told(PSNR - 2).startswith("The matched baseline does not match: at step 0 it is 2.0 dB below learned;")
+    assert "1.5 dB above learned; give more --baseline-steps" in told(PSNR + 1.5)
+    assert tables.of_matching(results.differences(BOTH, STAGES)) == ""
+
+
 def test_table_of_view_counts():
     rows = results.summary([outcome("learned"), outcome("learned", 1, num_support=5)], STAGES)
     lines = tables.of_view_counts(rows, "view").splitlines()

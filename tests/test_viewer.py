@@ -164,5 +164,7 @@ def test_the_status_in_words():
     session = Session(Choice(0))
     assert page.status_text(session) == "**beginning**"
     session = session._replace(psnr={"learned": (17.0, 20.123), "standard": (9.0, 10.0)})
-    assert page.status_text(session) == "**step 1** · PSNR of held-out views: learned 20.12 dB, standard 10.00 dB"
+    assert page.status_text(session) == (
+        "**step 1** · estimated PSNR of held-out views: learned 20.1 dB, standard 10.0 dB"
+    )
     assert page.status_text(sessions.adapt(session, 4)).startswith("**adapting, step 1 of 5** · ")

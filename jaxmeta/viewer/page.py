@@ -107,7 +107,7 @@ def _controls(server: viser.ViserServer, inbox: Inbox, ids: Sequence[str], num_v
     curves = gui.add_uplot(
         (np.zeros(1), *[np.full(1, np.nan) for _ in _COLOURS]),
         ({"label": "step"}, *[{"label": name, "stroke": colour, "width": 2} for name, colour in _COLOURS.items()]),
-        title="PSNR of held-out views (dB)",
+        title="estimated PSNR of held-out views (dB)",
         scales={"x": {"time": False}},
         aspect=1.4,
     )
@@ -145,6 +145,6 @@ def _controls(server: viser.ViserServer, inbox: Inbox, ids: Sequence[str], num_v
 
 def status_text(session: Session) -> str:
     """Returns in words, as markdown, how far a session is."""
-    scores = ", ".join(f"{name} {values[-1]:.2f} dB" for name, values in session.psnr.items())
+    scores = ", ".join(f"{name} {values[-1]:.1f} dB" for name, values in session.psnr.items())
     what = f"adapting, step {session.step} of {session.goal}" if session.step < session.goal else f"step {session.step}"
-    return f"**{what}** · PSNR of held-out views: {scores}" if scores else "**beginning**"
+    return f"**{what}** · estimated PSNR of held-out views: {scores}" if scores else "**beginning**"
