@@ -117,7 +117,6 @@ def train(
             scenes_per_step=settings.outer.num_scenes,
         ),
         mesh,
-        steps_per_chunk=settings.log_every,
         residency=settings.signal.data.residency,
     )
     with tqdm(total=total, initial=first, unit="step", disable=quiet or None) as bar:

@@ -54,7 +54,6 @@ def chunks(
     plan: Sequence[Int[np.ndarray, "_ scenes"]],
     mesh: Mesh,
     *,
-    steps_per_chunk: int,
     residency: Residency,
 ) -> Iterator[Chunk]:
     """Yields what each chunk of meta-steps needs.
@@ -64,19 +63,19 @@ def chunks(
 
     Args:
       scenes: of the data set, on the host, along the leading axis.
-      plan: the batches of each chunk.
+      plan: the batches of each chunk; those that are shorter than the longest are filled up.
       mesh: the devices.
-      steps_per_chunk: shorter chunks are filled up.
       residency: where the scenes are kept.
     """
+    num_steps = max(map(len, plan), default=0)
     if resolve_residency(residency, scenes) == "device":
         resident = put(scenes, replicated(mesh))
         for batches in plan:
-            yield Chunk(batches, pad_batches(batches, mesh, num_steps=steps_per_chunk), resident, None)
+            yield Chunk(batches, pad_batches(batches, mesh, num_steps=num_steps), resident, None)
         return
 
     def send(batches: Int[np.ndarray, "steps scenes"]) -> Chunk:
-        padded = pad_batches(batches, mesh, num_steps=steps_per_chunk)
+        padded = pad_batches(batches, mesh, num_steps=num_steps)
 
         def send_leaf(leaf: np.ndarray) -> jax.Array:
             def rows(part: tuple[slice, ...] | None) -> np.ndarray:

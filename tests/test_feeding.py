@@ -14,7 +14,7 @@ SCENES = {"a": np.arange(7.0), "b": np.arange(14).reshape(7, 2)}
 @pytest.mark.parametrize("scenes_per_step", [1, 3, 9])
 def test_places_lead_to_the_scenes_of_the_batches(mesh8, residency, scenes_per_step):
     plan = plan_batches(0, 2, 9, steps_per_chunk=3, num_scenes=7, scenes_per_step=scenes_per_step)
-    fed = list(chunks(SCENES, plan, mesh8, steps_per_chunk=3, residency=residency))
+    fed = list(chunks(SCENES, plan, mesh8, residency=residency))
     # Steps 2 to 9 in chunks of 3, 3 and 1.
     assert [chunk.batches.shape for chunk in fed] == [(3, scenes_per_step), (3, scenes_per_step), (1, scenes_per_step)]
     assert len({str(jax.tree.map(np.shape, chunk[1:])) for chunk in fed}) == 1
@@ -30,9 +30,15 @@ def test_places_lead_to_the_scenes_of_the_batches(mesh8, residency, scenes_per_s
             np.testing.assert_array_equal(reached, leaf[chunk.batches])
 
 
+def test_a_run_that_is_shorter_than_a_chunk_computes_no_more(mesh8):
+    plan = plan_batches(0, 0, 2, steps_per_chunk=50, num_scenes=7, scenes_per_step=3)
+    (chunk,) = chunks(SCENES, plan, mesh8, residency="device")
+    assert len(chunk.padded) == 2
+
+
 def test_a_device_gets_the_scenes_that_it_adapts_and_no_others(mesh8):
     plan = plan_batches(0, 0, 4, steps_per_chunk=2, num_scenes=7, scenes_per_step=9)
-    for chunk in chunks(SCENES, plan, mesh8, steps_per_chunk=2, residency="host"):
+    for chunk in chunks(SCENES, plan, mesh8, residency="host"):
         for shard in chunk.sent["b"].addressable_shards:
             first = 2 * shard.device.id  # nine scenes on eight devices: two places each, with fillers
             np.testing.assert_array_equal(shard.data, SCENES["b"][chunk.padded[:, first : first + 2]])

@@ -222,7 +222,7 @@ def test_the_devices_get_the_next_chunk_before_the_last_is_read(noisy8, residenc
 
     def sent():
         plan = plan_batches(5, 0, 7, steps_per_chunk=2, num_scenes=20, scenes_per_step=3)
-        fed = chunks(np.asarray(Noisy.targets), plan, noisy8.mesh, steps_per_chunk=2, residency=residency)
+        fed = chunks(np.asarray(Noisy.targets), plan, noisy8.mesh, residency=residency)
         for number, chunk in enumerate(fed):
             events.append(f"sent {number}")
             yield chunk
