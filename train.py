@@ -133,7 +133,7 @@ def train(
                 keeper.keep_if_best(done.state, report["validation_psnr"])
                 alive()
             keeper.note(step=done.step, **report)
-            diverged = done.bad_in_a_row >= MAX_BAD_STEPS
+            diverged = done.bad_in_a_row >= min(MAX_BAD_STEPS, total)
             crash = runfiles.crash_report(settings, done, split.ids) if diverged else None
             stopped_by = stop_requested(done.step)
             last = done.step == total or crash is not None or stopped_by is not None

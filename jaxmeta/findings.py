@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxmeta.gallery import steps
 from jaxmeta.kinds import KINDS
-from jaxmeta.tables import ONE, SEVERAL, meta_steps, of_divergence, of_matching, rays_a_step, units
+from jaxmeta.tables import ONE, SEVERAL, adaptation, meta_steps, of_divergence, of_matching, units
 from jaxmeta.words import DIVERGED, counted
 
 BASELINES = {
@@ -130,8 +130,7 @@ def facts(content: Mapping[str, Any], num_scenes: int) -> dict[str, str]:
         "protocol": str(plan["protocol"]),
         "scenes": f"{num_scenes} of the split {wanted['split']}, class {class_of(training)}",
         **_views(plan, training),
-        "adaptation": f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {rays_a_step(plan)}, "
-        f"scored after {_listed(plan['stages'])} steps",
+        "adaptation": f"{adaptation(content)}; scored after {_listed(plan['stages'])} steps",
         "seeds": _listed(wanted["seeds"]),
         **_fitted_baselines(wanted),
         **of_lpips,

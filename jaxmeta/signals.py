@@ -77,6 +77,8 @@ class Kind:
     """The name in config.json."""
     units: ClassVar[tuple[str, str]] = ("part", "part")
     """What the views of a support, and of a query, are called."""
+    drawn: ClassVar[str] = "ray"
+    """What an inner step draws from the support."""
     names: ClassVar[tuple[str, ...]] = ()
     """Of the views, by number, where they have names."""
 

@@ -36,6 +36,8 @@ def beginning(settings: TrainConfig, init: Callable[[Array], Params]) -> Callabl
 
 def _learned(source: Path, settings: TrainConfig) -> Params:
     """Returns the network of a run's newest sound checkpoint or of a file; learned step sizes stay behind."""
+    if not source.exists():
+        raise InputError(f"--start-from {source} is not there; give the folder of a run, or an exported file")
     if source.is_dir():
         theirs = configfiles.load(source / "config.json")
         _check_same_network(source, theirs, settings)

@@ -27,7 +27,7 @@ def heading(about: Mapping[str, Any], num_scenes: int, outcomes: Sequence[Outcom
     return (
         f"{counted(num_scenes, 'scene')} of '{about['evaluation']['split']}', {views}, {counted(num_seeds, 'seed')}, "
         f"{meta_steps(about['training'])}\n"
-        f"protocol {plan['protocol']}: {plan['optimiser']} {plan['step_size']:g}, {rays_a_step(plan)}\n"
+        f"protocol {plan['protocol']}: {adaptation(about)}\n"
         f"{SEVERAL if num_scenes > 1 else ONE}\n"
     )
 
@@ -42,9 +42,15 @@ def units(training: Mapping[str, Any]) -> tuple[str, str]:
     return KINDS[training.get("kind", "views")].units
 
 
-def rays_a_step(plan: Mapping[str, Any]) -> str:
-    """Returns how much of the support an inner step sees, in words."""
-    return "all of the support in a step" if plan["num_rays"] is None else f"{plan['num_rays']} rays a step"
+def adaptation(about: Mapping[str, Any]) -> str:
+    """Returns how the fits are made, in words: the optimiser, its learning rate, what a step draws of the support."""
+    plan, training = about["protocol"], about["training"]
+    drawn = KINDS[training.get("kind", "views")].drawn
+    rays = "all of the support in a step" if plan["num_rays"] is None else f"{counted(plan['num_rays'], drawn)} a step"
+    told = f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {rays}"
+    if training["outer"]["algorithm"] == "meta-sgd":
+        told += "; what is meta-learned brings its own factors of the learning rate, in which it differs too"
+    return told
 
 
 def of_stages(rows: Sequence[Mapping[str, Any]], paired: Sequence[Mapping[str, Any]]) -> str:

@@ -133,7 +133,9 @@ def test_learned_step_sizes_are_kept_continued_and_evaluated(commands, meta_sgd,
         ended(commands.train(stopped, "--outer.step-sizes.per-step", **META_SGD, outer__num_steps=num_steps), 0)
     assert digests(stopped, 4) == digests(meta_sgd, 4)
     assert "params/step_sizes/params/Dense_0/kernel" in digests(meta_sgd, 4)
-    ended(commands.evaluate(meta_sgd, "--out", tmp_path / "eval"), 0)
+    done = commands.evaluate(meta_sgd, "--out", tmp_path / "eval")
+    ended(done, 0)
+    assert " a step; what is meta-learned brings its own factors of the learning rate" in done.stdout
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert {row["initialisation"] for row in results["summary"]} == {"standard", "learned"}
 
@@ -146,7 +148,7 @@ def test_a_training_may_start_from_another(commands, run, meta_sgd, tmp_path):
     assert learned.items() <= digests(tmp_path / "a", 2).items()
     other = commands.train(tmp_path / "b", "--start-from", run, field__width=9)
     ended(other, 2, f"--start-from {run} holds another network than this run's (field.width: 8 -> 9)")
-    ended(commands.train(tmp_path / "b", "--start-from", "nowhere"), 2, "nowhere cannot be read")
+    ended(commands.train(tmp_path / "b", "--start-from", "nowhere"), 2, "--start-from nowhere is not there; give")
     assert not (tmp_path / "b").exists()
 
 

@@ -120,6 +120,11 @@ def test_t2_divergence_ends_the_run_with_a_report(commands, whole, tmp_path):
     assert digests(whole, 12) == before
 
 
+def test_t2_a_run_that_is_too_short_for_that_does_not_end_well_either(commands, tmp_path):
+    done = commands.train(tmp_path / "run", inner__step_size=1e30, outer__num_steps=4)
+    ended(done, 4, "every scene diverged in the last 4 meta-steps, up to 4")
+
+
 def test_t4_what_does_not_fit_is_refused_with_numbers(commands, tmp_path):
     fault = "import jaxmeta.devices as m; m.memory_limit = lambda: 1000"
     done = commands.train(tmp_path / "run", fault=fault, **STEPS)

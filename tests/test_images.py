@@ -88,9 +88,9 @@ def test_idx_files(tmp_path, name):
 
 
 BROKEN = {
-    "nothing": (lambda root: root / "nowhere", "nowhere is no folder"),
-    "empty": (lambda root: root, "has no files of split 'train' that end in .png"),
-    "npz": (lambda root: (root / "a.npz").write_text("x") and root / "a.npz", "a.npz is not a sound npz"),
+    "nothing": (lambda root: root / "nowhere", "nowhere is not there, or is no folder"),
+    "empty": (lambda root: root, "has no files of split 'train' that end in .png.* into .*train"),
+    "npz": (lambda root: (root / "a.npz").write_text("x") and root / "a.npz", "a.npz is no npz, or is truncated"),
     "keys": (lambda root: np.savez(root / "a.npz", other=PICTURES) or root / "a.npz", "has no data of split 'train'"),
     "floats": (
         lambda root: np.savez(root / "a.npz", train_data=PICTURES / 255) or root / "a.npz", "float64 .* wanted bytes"
@@ -121,7 +121,7 @@ def test_a_picture_that_is_none_is_named(tmp_path):
 
 def test_pictures_of_16_bits_are_refused(tmp_path):
     (tmp_path / "deep.png").write_bytes(encode(np.full((4, 4), 1000, np.uint16)))
-    with refused("deep.png has pixels of kind I;16, wanted 8 bits"):
+    with refused("deep.png has pixels of kind I;16, wanted 8 bits a channel: convert it"):
         read_picture(tmp_path / "deep.png", size=4)
 
 

@@ -95,12 +95,15 @@ def split_files(root: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     own = root / split
     folder = own if own.is_dir() else root
     if not folder.is_dir():
-        reject(root, "is no folder; see --data.root")
+        reject(root, "is not there, or is no folder; see --data.root")
     files = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in suffixes)
     if folder == root:
         files = [path for path in files if _split_of(path.name) == split]
     if not files:
-        reject(folder, f"has no files of split '{split}' that end in {', '.join(suffixes)}")
+        reject(
+            folder,
+            f"has no files of split '{split}' that end in {', '.join(suffixes)}; put those of the split into {own}",
+        )
     return files
 
 

@@ -10,6 +10,7 @@ In the last two layouts the last tenth of the training data is for validation. W
 
 import gzip
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def read_picture(path: Path, *, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """
     image = decode(path)
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        reject(path, f"has pixels of kind {image.mode}, wanted 8 bits a channel")
+        reject(path, f"has pixels of kind {image.mode}, wanted 8 bits a channel: convert it, or move it away")
     white = Image.new("RGBA", image.size, "white")
     return np.asarray(fit_square(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"), size))
 
@@ -121,6 +122,8 @@ def _read_idx(path: Path) -> UInt8[np.ndarray, "images height width"]:
 
 def _read_npz(path: Path, split: str) -> Images:
     name = _NPZ.get(split)
+    if path.exists() and not zipfile.is_zipfile(path):
+        reject(path, "is no npz, or is truncated")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if name not in arrays:

@@ -73,6 +73,7 @@ class CTConfig(Kind):
 
     kind: ClassVar[str] = "ct"
     units: ClassVar[tuple[str, str]] = ("projection", "slice")
+    drawn: ClassVar[str] = "projection"
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
 

@@ -65,6 +65,7 @@ class ImagesConfig(Kind):
     """Pictures, and the network that holds one."""
 
     kind: ClassVar[str] = "images"
+    drawn: ClassVar[str] = "pixel"
     names: ClassVar[tuple[str, ...]] = PARTS
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
