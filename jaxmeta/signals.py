@@ -50,6 +50,8 @@ class Protocol(NamedTuple):
     draws: int = 0
     held_out: bool = True
     """Whether a view that is scored must not be fitted."""
+    overlaps: frozenset[tuple[int, int]] = frozenset()
+    """Pairs of different views, the smaller number first, that share what they show."""
     even: bool = False
     """Whether several views are spread evenly over all that there are, not taken in order."""
 

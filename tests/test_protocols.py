@@ -10,6 +10,7 @@ from datasets import refused
 
 from jaxmeta import protocols
 from jaxmeta.config import InnerConfig
+from jaxmeta.kinds.images import ImagesConfig
 from jaxmeta.protocols import EvalConfig, Plan, resolve
 from jaxmeta.signals import Protocol
 from jaxmeta.tasks import first_draws, make_tasks, views_needed
@@ -157,6 +158,20 @@ def test_only_views_are_drawn(flags):
 def test_flags_that_cannot_be_meant_are_refused(flag, value):
     with refused(f"--{flag.replace('_', '-')} "):
         protocols.check(dataclasses.replace(EvalConfig(run=Path("a")), **{flag: value}))
+
+
+@pytest.mark.parametrize(
+    ("support", "query", "shares"),
+    [((0,), (0,), None), ((1,), (2,), None), ((3,), (4,), None), ((0,), (2,), "--query 2 .* --support 0"),
+     ((1, 3), (2,), "--query 2 .* --support 3"), ((4,), (1, 2), "--query 1 .* --support 4")],
+)  # fmt: skip
+def test_parts_of_a_picture_that_share_pixels_are_refused(support, query, shares):
+    wanted, usual = EvalConfig(run=Path("a"), support=support, query=query), ImagesConfig().protocol
+    if shares:
+        with refused(shares):
+            resolve(wanted, INNER, 5, usual)
+    else:
+        assert resolve(wanted, INNER, 5, usual).query == query
 
 
 def test_fixed_tasks():

@@ -23,11 +23,13 @@ from jaxmeta.errors import InputError
 from jaxmeta.fields import FourierMLP, Siren
 from jaxmeta.objectives import cross_entropy, regression_loss
 from jaxmeta.samples import Samples, grid_points, unit_values, values_at, values_somewhere
-from jaxmeta.signals import Kind, Signal, Split
+from jaxmeta.signals import Kind, Protocol, Signal, Split
 from jaxmeta.words import counted
 
 PARTS = ("whole", "left half", "right half", "random tenth", "other nine tenths")
 _SHARE = 0.1
+_OVERLAPS = frozenset({(0, 1), (0, 2), (0, 3), (0, 4), (1, 3), (1, 4), (2, 3), (2, 4)})
+"""Parts that share pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,11 @@ class ImagesConfig(Kind):
     names: ClassVar[tuple[str, ...]] = PARTS
     data: DataConfig = DataConfig()
     field: FieldConfig = FieldConfig()
+
+    @property
+    def protocol(self) -> Protocol:
+        """How pictures are evaluated where the flags do not say."""
+        return super().protocol._replace(overlaps=_OVERLAPS)
 
     def check(self, *, num_rays: int | None, support: Sequence[int], query: Sequence[int]) -> None:
         """Refuses parts that a picture does not have, and pictures that are too small."""
