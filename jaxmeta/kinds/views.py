@@ -60,8 +60,8 @@ class FieldConfig:
     density_activation: DensityActivation = "shifted_softplus"
     """relu is the paper's; its field can become transparent everywhere and stay so. That of shifted_softplus cannot."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matmuls' operands; auto is bfloat16 on a GPU, a TPU and, from a width of 128 on and not with xla, a CPU with
-    AMX or AVX512-BF16; else float32."""
+    """Of the matmuls' operands; auto is bfloat16 on a GPU, a TPU and, from a width of 128 on and not with xla, a CPU
+    with AMX or AVX512-BF16; else float32."""
     implementation: Literal["auto", "xla", "fused"] = "auto"
     """xla runs everywhere; fused is kernels for Hopper GPUs and a width of 256; auto is fused where that can be, and on
     a CPU xla in an order that suits its caches and its matmuls."""
