@@ -57,7 +57,8 @@ def bfloat16_pays(width: int) -> bool:
 
 @functools.cache
 def _has_units() -> bool:
-    return _PROCESSOR.exists() and any(unit in _PROCESSOR.read_text() for unit in _UNITS)
+    told = _PROCESSOR.read_text() if _PROCESSOR.exists() else ""
+    return any(unit in told for unit in _UNITS)
 
 
 def rays_per_block(field: RadianceField, num_rays: int, num_samples: int) -> int:

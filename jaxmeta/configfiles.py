@@ -9,6 +9,7 @@ import msgspec
 from jaxmeta.config import TrainConfig, as_dict, flatten
 from jaxmeta.errors import InputError
 from jaxmeta.kinds import KINDS, ViewsConfig
+from jaxmeta.words import counted
 
 # What may change when a run continues: where things lie and how often it reports.
 _FREE_TO_CHANGE = (
@@ -70,9 +71,8 @@ def decode(text: bytes | str, path: Path) -> TrainConfig:
             f"{path} has settings that this version of jaxmeta does not know: {', '.join(sorted(unknown))}"
         )
     if missing := [name for name in known if name not in given]:
-        told = ", ".join(missing[:_MOST_TOLD]) + f" and {len(missing) - _MOST_TOLD} others" * (
-            len(missing) > _MOST_TOLD
-        )
+        others = len(missing) - _MOST_TOLD
+        told = ", ".join(missing[:_MOST_TOLD]) + (f" and {counted(others, 'other')}" if others > 0 else "")
         print(f"warning: {path} lacks {told}, which are taken to be the defaults", file=sys.stderr)
     return config
 

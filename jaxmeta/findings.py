@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmeta.gallery import steps
-from jaxmeta.kinds import KINDS
-from jaxmeta.tables import ONE, SEVERAL, adaptation, meta_steps, of_divergence, of_matching, units
+from jaxmeta.tables import ONE, SEVERAL, adaptation, kind_of, meta_steps, of_divergence, of_matching, units
 from jaxmeta.words import DIVERGED, counted
 
 BASELINES = {
@@ -38,7 +37,7 @@ class Table(NamedTuple):
 
 
 def lead(content: Mapping[str, Any], num_scenes: int) -> str:
-    """Returns what was found: the PSNR after the last step, what that is more than the standard, and what diverged."""
+    """Returns what was found: the PSNR after the last step, how that compares, and what went wrong."""
     rows = _of_first_count(content["summary"])
     count, last = rows[0]["support_views"], rows[-1]["steps"]
     reached = {row["initialisation"]: row["psnr_mean"] for row in rows if row["steps"] == last}
@@ -54,7 +53,7 @@ def lead(content: Mapping[str, Any], num_scenes: int) -> str:
         f"{_scores_in_words(reached, more, _query_in_words(content))}."
     )
     diverged = of_divergence(content["summary"], content["protocol"], num_scenes, units(content["training"])[0])
-    return f"{found} {diverged}".rstrip()
+    return " ".join(filter(None, (found, diverged, of_matching(content["differences"]))))
 
 
 def _scores_in_words(reached: Mapping[str, float], more: Rows, where: str) -> str:
@@ -95,7 +94,7 @@ def _query_in_words(content: Mapping[str, Any]) -> str:
 
 
 def _names(training: Mapping[str, Any]) -> tuple[str, ...]:
-    return KINDS[training.get("kind", "views")].names
+    return kind_of(training).names
 
 
 def algorithm(training: Mapping[str, Any]) -> str:
@@ -184,7 +183,6 @@ def _by_steps(title: str, summary: Rows, paired: Rows, metric: str, form: str) -
     caption = f"{(SEVERAL if spread else ONE).capitalize()}."
     if paired:
         caption += " Differences are paired: of the same scenes with the same draws."
-        caption += f" {of_matching(paired)}".rstrip()
     header = ["", *map(steps, dict.fromkeys(row["steps"] for row in summary))]
     return Table(title, header, [[name, *of_name] for name, of_name in cells.items()], caption)
 

@@ -43,15 +43,15 @@ class EvalConfig:
     support: tuple[int, ...] | None = None
     """Views that the inner loop fits; None for the protocol's, or view 0."""
     query: tuple[int, ...] | None = None
-    """Held-out views to score; None for the protocol's, or 1 4 7 10 13 16 19 22, or all of a picture or slice."""
+    """Held-out views to score; None for the protocol's, or those that are usual: of views 1 4 7 10 13 16 19 22."""
     draws: int | None = None
     """Random pairs of a support and a query view for each scene, in place of --support and --query, at most as many as
     there are; 0 for none."""
     view_counts: tuple[int, ...] = ()
     """Evaluate with so many support views each: those of --support, then others that are no query views, in order."""
     stages: tuple[int, ...] | None = None
-    """Numbers of inner steps after which to score, increasing; None for the protocol's, or 0 1 10 32 100 1000, of
-    pictures 0 1 2 5, of CT 0 50 100 1000."""
+    """Numbers of inner steps after which to score, increasing; None for the protocol's, or those that are usual: of
+    views 0 1 10 32 100 1000."""
     num_rays: int | None = None
     """Rays of each inner step; None for the protocol's, or the number of the training."""
     optimiser: Optimiser | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxmeta.kinds import KINDS
 from jaxmeta.results import Outcome
+from jaxmeta.signals import Kind
 from jaxmeta.words import DIVERGED, counted
 
 _METRICS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS (lower is better)", 3)}
@@ -37,17 +38,23 @@ def meta_steps(training: Mapping[str, Any]) -> str:
     return "imported" if training.get("imported") else counted(training["step"], "meta-step")
 
 
+def kind_of(training: Mapping[str, Any]) -> type[Kind]:
+    """Returns the kind of signal of a run's config."""
+    return KINDS[training.get("kind", "views")]
+
+
 def units(training: Mapping[str, Any]) -> tuple[str, str]:
     """Returns what the views of a support and of a query are called, of a run's config."""
-    return KINDS[training.get("kind", "views")].units
+    return kind_of(training).units
 
 
 def adaptation(about: Mapping[str, Any]) -> str:
     """Returns how the fits are made, in words: the optimiser, its learning rate, what a step draws of the support."""
     plan, training = about["protocol"], about["training"]
-    drawn = KINDS[training.get("kind", "views")].drawn
-    rays = "all of the support in a step" if plan["num_rays"] is None else f"{counted(plan['num_rays'], drawn)} a step"
-    told = f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {rays}"
+    drawn = "all of the support in"
+    if plan["num_rays"] is not None:
+        drawn = counted(plan["num_rays"], kind_of(training).drawn)
+    told = f"{plan['optimiser']}, learning rate {plan['step_size']:g}, {drawn} a step"
     if training["outer"]["algorithm"] == "meta-sgd":
         told += "; what is meta-learned brings its own factors of the learning rate, in which it differs too"
     return told

@@ -157,7 +157,7 @@ def test_auto_is_bfloat16_where_the_processor_has_matmuls_for_it(tmp_path, monke
     blocked._has_units.cache_clear()
 
 
-def test_bfloat16_is_near_float32_and_has_float32_parameters(starts):
+def test_bfloat16_is_near_float32_and_has_float32_parameters():
     """Better than XLA's, which rounds each layer's sums too; the gradients of the parameters are not rounded."""
     field = dataclasses.replace(FIELD, width=64)
     params = field.init(jax.random.key(1), jnp.zeros((1, 3)))

@@ -126,6 +126,16 @@ def test_the_lead_tells_what_diverged():
     )
 
 
+def test_the_lead_tells_once_that_the_matched_baseline_does_not_match():
+    found = content()
+    found["differences"] += [row(1, steps, 3.0, minuend="learned", subtrahend="matched") for steps in (0, 100)]
+    assert findings.lead(found, 3).endswith(
+        "The matched baseline does not match: at step 0 it is 3.0 dB below learned; give more --baseline-steps or "
+        "--baseline-scenes."
+    )
+    assert not any("does not match" in table.caption for table in findings.tables(found))
+
+
 def test_of_one_scene_there_is_the_mean_alone():
     found = content()
     for one in found["summary"] + found["differences"]:

@@ -5,6 +5,7 @@ at random, 4 the other nine tenths. So `--support 1 --query 2` fits the left hal
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,8 @@ from jaxmeta.words import counted
 
 PARTS = ("whole", "left half", "right half", "random tenth", "other nine tenths")
 _SHARE = 0.1
-_OVERLAPS = frozenset({(0, 1), (0, 2), (0, 3), (0, 4), (1, 3), (1, 4), (2, 3), (2, 4)})
-"""Parts that share pixels."""
+_OVERLAPS = frozenset(itertools.combinations(range(len(PARTS)), 2)) - {(1, 2), (3, 4)}
+"""Parts that share pixels: all but the halves with each other, and the tenth with the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
