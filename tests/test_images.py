@@ -1,6 +1,7 @@
 """Readers of pictures and slices, the faces that are drawn, and the parts of a picture."""
 
 import gzip
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -87,6 +88,14 @@ def test_idx_files(tmp_path, name):
     assert len(val) == 4
 
 
+def flipped(path: Path) -> Path:
+    np.savez(path, train_data=PICTURES)
+    content = bytearray(path.read_bytes())
+    content[400] ^= 1  # within the pixels
+    path.write_bytes(content)
+    return path
+
+
 BROKEN = {
     "nothing": (lambda root: root / "nowhere", "nowhere is not there, or is no folder"),
     "empty": (lambda root: root, "has no files of split 'train' that end in .png.* into .*train"),
@@ -98,6 +107,7 @@ BROKEN = {
     "pickle": (
         lambda root: np.savez(root / "a.npz", train_data=np.array([{}], object)) or root / "a.npz", "not a sound npz"
     ),
+    "bit": (lambda root: flipped(root / "a.npz"), "a.npz is not a sound npz of plain arrays: Bad CRC"),
     "idx": (lambda root: (root / "train-images-idx3-ubyte").write_bytes(bytes(16)) and root, "not a file of pictures"),
     "cut": (
         lambda root: (root / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + 3 * b"\0\0\0\x09") and root,

@@ -131,7 +131,7 @@ def _read_npz(path: Path, split: str) -> Images:
             images = arrays[name]
     except OSError as error:
         reject(path, f"cannot be read: {error.strerror or error}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         reject(path, f"is not a sound npz of plain arrays: {str(error).splitlines()[0]}")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         reject(path, f"has {name} as {images.dtype} {images.shape}, wanted bytes, N x H x W x 3")
