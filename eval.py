@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from jaxmeta import (
     baselines,
-    checkpoints,
     config,
     configfiles,
     devices,
@@ -32,6 +31,7 @@ from jaxmeta import (
     protocols,
     results,
     runfiles,
+    soundness,
     tables,
     tasks,
     turntable,
@@ -86,7 +86,7 @@ def main() -> None:
         "protocol": plan._asdict(),
         "evaluation": config.as_dict(wanted),
         "training": config.as_dict(settings) | {"step": step, "imported": imported_from(wanted.run)},
-        "versions": checkpoints.versions(),
+        "versions": soundness.versions(),
         "devices": devices.describe(),
         "seconds": {
             "before_fitting": ready - began,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import checkpoints, devices
+from jaxmeta import devices, soundness
 from jaxmeta.assembly import views_config
 from jaxmeta.cameras import Views, orbit_pose
 
@@ -86,7 +86,7 @@ def tell(rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:
     widths = [max(len(name), *(len(row[place]) for row in cells)) for place, name in enumerate(names)]
     for row in [names, *cells]:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-    told = {"devices": devices.describe(), "versions": checkpoints.versions(), **about, "rows": rows}
+    told = {"devices": devices.describe(), "versions": soundness.versions(), **about, "rows": rows}
     print(json.dumps(told, allow_nan=False))
 
 

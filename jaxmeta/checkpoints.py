@@ -1,37 +1,29 @@
 """Keeps the outer loop's state on disk: the only file that knows orbax.
 
     <run>/checkpoints/<step>/state/   the arrays
-    <run>/checkpoints/<step>/meta/    JSON: format, a SHA-256 for each array and for itself, versions, what a run tells
+    <run>/checkpoints/<step>/meta/    JSON: their description, see soundness.py
 
 A step is written under a temporary name and renamed when it is complete.
 """
 
 import contextlib
-import hashlib
-import json
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
-from jaxtyping import PyTree
 
-from jaxmeta import __version__
+from jaxmeta import soundness
 from jaxmeta.devices import is_main_process, laid_out
-from jaxmeta.errors import CheckpointError, DivergedError, InputError, StorageError, reason, show_if_debugging
+from jaxmeta.errors import CheckpointError, InputError, StorageError, reason, show_if_debugging
 from jaxmeta.metalearning import MetaState
-
-FORMAT = 1
-_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
 
 Checkpoints = ocp.CheckpointManager
 
@@ -42,11 +34,6 @@ class Restored(NamedTuple):
     state: MetaState
     meta: dict[str, Any]
     """What was kept with it; see `save`."""
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that decide what a run computes."""
-    return {"jaxmeta": __version__} | {package: version(package) for package in _PACKAGES}
 
 
 @contextmanager
@@ -102,11 +89,8 @@ def save(checkpoints: Checkpoints, state: MetaState, about: dict[str, Any]) -> N
     finish(checkpoints)
     state = jax.device_get(state)
     step = int(state.step)
-    for path, leaf in _paths(state):
-        if not np.isfinite(leaf).all():
-            raise DivergedError(f"{path} is not finite at meta-step {step}; that state was not saved")
-    meta = {"format": FORMAT, "digests": _digests(state), "versions": versions()} | about
-    meta["seal"] = _seal(meta)
+    soundness.check_finite(state)
+    meta = soundness.describe(state, about)
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     with _storage_errors(checkpoints):
         if step in checkpoints.all_steps():  # a run that was killed after this step comes here again
@@ -206,72 +190,16 @@ def _set_aside(checkpoints: Checkpoints, steps: list[int]) -> None:
 def _restore_step(checkpoints: Checkpoints, step: int, like: MetaState, sharding: Sharding) -> Restored:
     meta = _restore_meta(checkpoints, step)
     try:
-        return Restored(_restore_state(checkpoints, step, like, sharding, meta["digests"]), meta)
+        soundness.check_arrays(checkpoints.item_metadata(step)["state"], like)
+        target = ocp.args.StandardRestore(laid_out(like, sharding))
+        state = checkpoints.restore(step, args=ocp.args.Composite(state=target))["state"]
+        soundness.check_state(state, step, meta)
     except Exception as error:  # as in restore
-        raise CheckpointError(f"{reason(error)}{_other_versions(meta)}") from error
-
-
-def _restore_state(
-    checkpoints: Checkpoints, step: int, like: MetaState, sharding: Sharding, digests: dict[str, str]
-) -> MetaState:
-    found, wanted = _kinds(checkpoints.item_metadata(step)["state"]), _kinds(like)
-    for path in sorted(found.keys() | wanted.keys()):
-        if found.get(path) != wanted.get(path):
-            raise CheckpointError(f"{path} is {found.get(path)}, wanted {wanted.get(path)}")
-    target = laid_out(like, sharding)
-    state = checkpoints.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
-    if _digests(state) != digests:
-        raise CheckpointError("its arrays differ from what was saved")
-    if int(state.step) != step:
-        raise CheckpointError(f"it is of step {int(state.step)}")
-    return state
+        raise CheckpointError(f"{reason(error)}{soundness.other_versions(meta)}") from error
+    return Restored(state, meta)
 
 
 def _restore_meta(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     meta = checkpoints.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(
-            f"its format is {meta.get('format')}, jaxmeta {__version__} reads {FORMAT}; it was written by "
-            f"{_listed(meta.get('versions') or {})}"
-        )
-    if meta.get("seal") != _seal(meta):
-        raise CheckpointError("its description differs from what was saved")
+    soundness.check_description(meta)
     return meta
-
-
-def _other_versions(meta: dict[str, Any]) -> str:
-    here, there = versions(), meta.get("versions") or {}
-    other = {name: there[name] for name in there if there[name] != here.get(name)}
-    if not other:
-        return ""
-    return f"; it was written by {_listed(other)}, here is {_listed({name: here.get(name) for name in other})}"
-
-
-def _listed(found: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in found.items()) or "an unknown version"
-
-
-def _digests(state: MetaState) -> dict[str, str]:
-    digests = {}
-    for path, leaf in _paths(state):
-        array = np.asarray(leaf)
-        content = f"{array.dtype}|{array.shape}|".encode() + array.tobytes()
-        digests[path] = hashlib.sha256(content).hexdigest()
-    return digests
-
-
-def _seal(meta: dict[str, Any]) -> str:
-    """Returns the hash of all but itself."""
-    content = {name: value for name, value in meta.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _kinds(tree: PyTree) -> dict[str, str]:
-    """Returns the dtype and shape of each leaf."""
-    return {path: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for path, leaf in _paths(tree)}
-
-
-def _paths(tree: PyTree) -> list[tuple[str, Any]]:
-    """Returns the leaves with their paths, in which a field of a tuple and a key of a dict look alike."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]

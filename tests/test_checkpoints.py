@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import checkpoints
+from jaxmeta import checkpoints, soundness
 from jaxmeta.checkpoints import Restored
 from jaxmeta.devices import replicated, scene_mesh
 from jaxmeta.errors import CheckpointError, DivergedError, InputError, StorageError
@@ -66,7 +66,7 @@ def test_the_newest_state_comes_back(run):
     found = restored(run)
     assert_is_state_at(3, found)
     assert found.meta.items() >= ABOUT.items()
-    assert found.meta["versions"] == checkpoints.versions()
+    assert found.meta["versions"] == soundness.versions()
 
 
 def test_t9_a_checkpoint_has_state_and_meta_under_one_name(run):
@@ -264,9 +264,9 @@ OLDER = {"jaxmeta": "0.0.1", "jax": "0.4.30"}
 
 @pytest.fixture
 def older_run(tmp_path, monkeypatch) -> Path:
-    now = checkpoints.versions()
+    now = soundness.versions()
     with monkeypatch.context() as patch, checkpoints.open_checkpoints(tmp_path) as saved:
-        patch.setattr(checkpoints, "versions", lambda: now | OLDER)
+        patch.setattr(soundness, "versions", lambda: now | OLDER)
         checkpoints.save(saved, state_at(3), ABOUT)
         checkpoints.finish(saved)
     return tmp_path
@@ -280,7 +280,7 @@ def test_t15_what_an_older_jax_wrote_comes_back(older_run, capsys):
 
 
 def test_t15_what_an_older_jax_wrote_otherwise_is_refused_with_both_versions(older_run):
-    now = checkpoints.versions()
+    now = soundness.versions()
     here = f"here is jaxmeta {re.escape(now['jaxmeta'])}, jax {re.escape(now['jax'])}\\);"
     message = rf"wanted float32\[4\]; it was written by jaxmeta 0\.0\.1, jax 0\.4\.30, {here}"
     with pytest.raises(CheckpointError, match=message):
