@@ -1,9 +1,11 @@
 """What the benchmarks share: scenes to measure on, counted work, the device's own ceiling, medians."""
 
 import json
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.profiler import ProfileData
 
 from jaxmeta import devices, soundness
 from jaxmeta.assembly import views_config
@@ -66,6 +69,25 @@ def median_seconds(function: Callable[..., Any], *arguments: Any, repeats: int =
         jax.block_until_ready([function(*arguments) for _ in range(calls)])
         times.append((time.perf_counter() - began) / calls)
     return statistics.median(times)
+
+
+def device_times(function: Callable[[], Any]) -> list[tuple[float, float]]:
+    """Returns, for each GPU of this process, the seconds of one call in kernels of ours and in those of collectives.
+
+    They are of jax's profiler. A collective's seconds include the wait for the slowest device. Empty without a GPU.
+    """
+    with tempfile.TemporaryDirectory(prefix="jaxmeta-trace-") as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(function())
+        trace = next(Path(folder).rglob("*.xplane.pb"))
+        planes = [plane for plane in ProfileData.from_file(str(trace)).planes if plane.name.startswith("/device:GPU")]
+        return [_kernel_seconds(plane) for plane in planes]
+
+
+def _kernel_seconds(plane: Any) -> tuple[float, float]:
+    kernels = [event for line in plane.lines if line.name.startswith("Stream") for event in line.events]
+    collectives = sum(event.duration_ns for event in kernels if re.search("nccl|all.?reduce", event.name.lower()))
+    return 1e-9 * (sum(event.duration_ns for event in kernels) - collectives), 1e-9 * collectives
 
 
 def original_milliseconds(script: Path, iterations: int) -> float:

@@ -23,9 +23,11 @@ for count in "$@"; do
     fi
     for implementation in auto xla; do
         echo "== $count devices, $implementation"
-        $python benchmarks/step_time.py $small --batches $((16 * count)) 64 --implementation $implementation
+        $python benchmarks/step_time.py $small --batches $(printf '%s\n' $((16 * count)) 64 | uniq) \
+            --implementation $implementation
     done
     if [ "${REALCARS:-}" ]; then
-        $python benchmarks/time_to_psnr.py cars --root "$REALCARS" -- --outer.num-scenes 16 --outer.num-steps 1500
+        $python benchmarks/time_to_psnr.py cars --root "$REALCARS" -- --outer.num-scenes 16 --outer.num-steps 750 \
+            --validation.every 0
     fi
 done

@@ -5,7 +5,9 @@
 
 Prints a row for each batch and one line of JSON: milliseconds per scene-iteration (one scene through the inner loop),
 useful TFLOP/s (matmuls counted, see `measuring.inner_step_operations`), their share of what one large matmul reaches in
-the same process, seconds of compilation, and the temporary memory of the compiled program on one device.
+the same process, seconds of compilation, and the temporary memory of the compiled program on one device. On several
+GPUs also what a meta-step takes of them: the milliseconds in kernels on the fastest and on the slowest device, and in
+collectives on the device that waits least.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import numpy as np
 import tyro
 from measuring import (
     SIZE,
+    device_times,
     inner_step_operations,
     matmul_ceiling,
     median_seconds,
@@ -108,7 +111,7 @@ def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling:
 
     seconds = median_seconds(call) / (wanted.num_steps * padded)
     rate = inner_step_operations(settings) * settings.inner.num_steps / seconds / mesh.size
-    return {
+    row = {
         "scenes": num_scenes,
         "devices": mesh.size,
         "ms per scene": 1e3 * seconds,
@@ -117,6 +120,15 @@ def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling:
         "compile s": compile_seconds,
         "temporary GiB": compiled.memory_analysis().temp_size_in_bytes / 2**30,
     }
+    times = device_times(call) if mesh.size > 1 else []
+    if times:
+        kernels, collectives = (1e3 * np.array(each) / wanted.num_steps for each in zip(*times, strict=True))
+        row |= {
+            "ms in kernels, fastest": kernels.min(),
+            "slowest": kernels.max(),
+            "ms in collectives": collectives.min(),
+        }
+    return row
 
 
 def in_turns(wanted: StepConfig, settings: TrainConfig, ceiling: float, script: Path) -> list[dict[str, Any]]:
