@@ -101,7 +101,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def evaluate(run: Path) -> float:
     """Returns the mean PSNR in dB of the run's test scenes after 100 steps on one view."""
-    words = ["eval.py", str(run), "--stages", "100", "--figure-scenes", "0", "--out", str(run / "eval")]
+    words = ["eval.py", str(run), "--stages", "100", "--baselines", "--figure-scenes", "0", "--out", str(run / "eval")]
     subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)  # noqa: S603
     summary = json.loads((run / "eval" / "results.json").read_text())["summary"]
     return next(row["psnr_mean"] for row in summary if row["initialisation"] == "learned" and row["steps"] == 100)
