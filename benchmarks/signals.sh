@@ -2,7 +2,7 @@
 # What learning buys for pictures and for CT, on classes that are drawn. On one GPU; PYTHON and OUT may be given.
 #
 #   benchmarks/signals.sh images    MAML as the paper's authors, at a higher outer rate; minutes
-#   benchmarks/signals.sh ct        Reptile; learned against standard from 1, 2, 4 and 8 projections; minutes
+#   benchmarks/signals.sh ct        Reptile; learned against standard from 1, 2, 4 and 8 projections; a quarter of an hour
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} out=${OUT:-runs}
@@ -15,7 +15,7 @@ if [ "$1" = images ]; then
     $python eval.py "$out/images" --num-scenes 100 --support 1 --query 2 --stages 0 2 5 20 --out "$out/images/left"
     $python eval.py "$out/images" --num-scenes 100 --support 3 --query 4 --stages 0 2 5 20 --out "$out/images/tenth"
 else
-    $python train.py ct --run "$out/ct" --outer.num-steps 3000
+    $python train.py ct --run "$out/ct"
     for rate in "sgd 10" "sgd 3" "adam 1e-3"; do
         set -- $rate
         $python eval.py "$out/ct" --num-scenes 50 --view-counts 1 2 4 8 --stages 0 50 100 1000 --optimiser "$1" \

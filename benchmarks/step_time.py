@@ -5,9 +5,9 @@
 
 Prints a row for each batch and one line of JSON: milliseconds per scene-iteration (one scene through the inner loop),
 useful TFLOP/s (matmuls counted, see `measuring.inner_step_operations`), their share of what one large matmul reaches in
-the same process, seconds of compilation, and the temporary memory of the compiled program on one device. On several
-GPUs also what a meta-step takes of them: the milliseconds in kernels on the fastest and on the slowest device, and in
-collectives on the device that waits least.
+the same process, seconds of compilation, and the temporary memory of the compiled program on one device. On GPUs also
+what a meta-step takes of them: the milliseconds in kernels on the fastest and on the slowest device, and in collectives
+on the device that waits least.
 """
 
 import dataclasses
@@ -120,7 +120,7 @@ def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling:
         "compile s": compile_seconds,
         "temporary GiB": compiled.memory_analysis().temp_size_in_bytes / 2**30,
     }
-    times = device_times(call) if mesh.size > 1 else []
+    times = device_times(call)
     if times:
         kernels, collectives = (1e3 * np.array(each) / wanted.num_steps for each in zip(*times, strict=True))
         row |= {

@@ -3,7 +3,8 @@
     python benchmarks/time_to_psnr.py cars --root REALCARS --target 20.6 -- --outer.num-steps 1500
 
 Runs train.py with the preset and the flags after `--`, then eval.py on the test split: one view, 100 steps. Prints a
-row and one line of JSON; before that, each row as soon as it is there. The seconds are of train.py alone, split by when
+row and one line of JSON; before that, each row as soon as it is there. The PSNR in training is that of the last inner
+step, over the last tenth of the lines of metrics. The seconds are of train.py alone, split by when
 its lines of metrics appear: the start-up (imports, data, compilation of the first steps), the training, the
 validations, and the end (the last save). Programs that were compiled before are not used.
 """
@@ -82,6 +83,7 @@ def measure(wanted: TimeConfig, seed: int, flags: list[str], run: Path) -> dict[
     row = {
         "seed": seed,
         "PSNR dB": psnr,
+        "in training dB": statistics.mean(line["psnr"] for line in lines[-max(1, len(lines) // 10) :]),
         "seconds": ended - began,
         "start and compile s": arrivals[0] - began,
         "training s": steps,

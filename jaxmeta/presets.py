@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxmeta.config import InnerConfig, OuterConfig, TrainConfig, ValidationConfig
-from jaxmeta.kinds.ct import CTConfig
+from jaxmeta.kinds import ct
 from jaxmeta.kinds.images import ImagesConfig
 from jaxmeta.kinds.views import DataConfig, FieldConfig, ViewsConfig
 from jaxmeta.rendering import Sampling
@@ -77,9 +77,9 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "CT slices; without --data.root, Shepp-Logan phantoms that are drawn",
         TrainConfig(
             run=Path("runs/ct"),
-            signal=CTConfig(),
+            signal=ct.CTConfig(),
             inner=InnerConfig(num_steps=12, num_rays=20, step_size=3.0),
-            outer=OuterConfig(num_steps=3000, num_scenes=4, learning_rate=5e-4, schedule="cosine"),
+            outer=OuterConfig(num_steps=5000, num_scenes=4, learning_rate=5e-4, schedule="cosine"),
             validation=ValidationConfig(every=250, num_steps=100, support=(0, 32, 64, 96), query=(0,)),
         ),
     ),
@@ -87,7 +87,7 @@ PRESETS: dict[str, tuple[str, TrainConfig]] = {
         "CT slices, with the settings of the paper's authors",
         TrainConfig(
             run=Path("runs/ct-paper"),
-            signal=CTConfig(),
+            signal=ct.CTConfig(field=ct.FieldConfig(compute_dtype="float32")),
             inner=InnerConfig(num_steps=12, num_rays=20, step_size=10.0),
             outer=OuterConfig(num_steps=100_000, num_scenes=1, learning_rate=5e-5),
             validation=ValidationConfig(every=2000, num_steps=100, support=(0, 32, 64, 96), query=(0,)),

@@ -63,8 +63,8 @@ class FieldConfig:
     """Random frequencies."""
     frequency_scale: float = 30.0
     """Their standard deviation, in radians per side of the slice."""
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Of the matmuls' operands."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matmuls' operands; auto is bfloat16 on a GPU and a TPU, else float32."""
 
 
 @dataclasses.dataclass(frozen=True)
