@@ -159,6 +159,7 @@ def check(config: TrainConfig) -> None:
         )
     views = (validation.support, validation.query) if validation.every else ((), ())
     config.signal.check(num_rays=config.inner.num_rays, support=views[0], query=views[1])
+    config.signal.protocol.check_apart(*views, flags="--validation.")
 
 
 def check_numbers(config: Any) -> None:

@@ -11,7 +11,6 @@ nerf-meta a PyTorch reimplementation (which also takes 2000 steps), trans-inr Ch
 """
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -214,14 +213,7 @@ def _supports(
     wanted: EvalConfig, protocol: Protocol, query: tuple[int, ...], num_views: int
 ) -> tuple[tuple[int, ...], ...]:
     first = wanted.support or protocol.support
-    both = sorted(set(first) & set(query)) if protocol.held_out else []
-    if both:
-        raise InputError(f"--query {query} holds the support views {both}; they are not held out")
-    for given, scored in itertools.product(first, query):
-        if (min(given, scored), max(given, scored)) in protocol.overlaps:
-            raise InputError(
-                f"--query {scored} shares pixels with --support {given}; score what shares none, or {given} itself"
-            )
+    protocol.check_apart(first, query)
     for flag, views in (("support", first), ("query", query)):
         beyond = ", ".join(str(view) for view in views if view >= num_views)
         if beyond:

@@ -4,6 +4,7 @@ Training and evaluation know a `Split` of scenes and a `Signal`, and nothing of 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -54,6 +55,27 @@ class Protocol(NamedTuple):
     """Pairs of different views, the smaller number first, that share what they show."""
     even: bool = False
     """Whether several views are spread evenly over all that there are, not taken in order."""
+
+    def check_apart(self, support: Sequence[int], query: Sequence[int], *, flags: str = "--") -> None:
+        """Refuses a query that the support gives away.
+
+        Args:
+          support: the views that are fitted.
+          query: the views that are scored.
+          flags: what the names of the two flags begin with.
+
+        Raises:
+          InputError: names the flag.
+        """
+        both = sorted(set(support) & set(query)) if self.held_out else []
+        if both:
+            raise InputError(f"{flags}query {tuple(query)} holds the support views {both}; they are not held out")
+        for given, scored in itertools.product(support, query):
+            if (min(given, scored), max(given, scored)) in self.overlaps:
+                raise InputError(
+                    f"{flags}query {scored} shares pixels with {flags}support {given}; score what shares none, or "
+                    f"{given} itself"
+                )
 
 
 class Split(NamedTuple):

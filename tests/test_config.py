@@ -104,7 +104,7 @@ def test_counts_and_sizes_must_be_positive(flag, value):
         ("sampling.far", 2.0, "must exceed --sampling.near 2.0"),
         ("sampling.num-samples", 1, "at least 2"),
         ("validation.query", (4, 25), "from 0 to 24"),
-        ("validation.query", (4, 0), "holds a view of the support"),
+        ("validation.query", (4, 0), r"holds the support views \[0\]; they are not held out"),
         ("validation.support", (25,), "from 0 to 24"),
         ("validation.query", (), "must not be empty"),
         ("inner.num-rays", None, "give a number"),
@@ -122,6 +122,13 @@ def test_pictures_and_slices_that_are_too_small_are_refused(preset):
     config.check(changed(settings, "data.size", 8))
     with pytest.raises(InputError, match=r"--data\.size 7 must be at least 8: pixels along a side"):
         config.check(changed(settings, "data.size", 7))
+
+
+def test_validation_does_not_score_pixels_that_it_fits():
+    settings = changed(PRESETS["images"][1], "validation.support", (1,))
+    config.check(changed(settings, "validation.query", (2,)))
+    with pytest.raises(InputError, match=r"--validation\.query 0 shares pixels with --validation\.support 1"):
+        config.check(settings)
 
 
 def test_query_views_do_not_matter_without_validation():

@@ -98,8 +98,6 @@ class ViewsConfig(Kind):
                     f"--validation.{flag} {tuple(numbers)} must be views from 0 to {views - 1}: "
                     "--data.num-views are loaded"
                 )
-        if set(support) & set(query):
-            raise InputError(f"--validation.query {tuple(query)} holds a view of the support {tuple(support)}")
 
     @property
     def protocol(self) -> Protocol:
