@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmeta.sines import cosine, sine
+
 
 def positional_encoding(
     coordinates: Float[Array, "*points dimensions"], *, num_frequencies: int, max_log2_frequency: float
@@ -14,10 +16,10 @@ def positional_encoding(
     with the spacing of Tancik et al. 2021 and without the factor pi). Features are ordered by frequency, then sine
     before cosine, then dimension; there are `2 * num_frequencies * dimensions`.
     """
-    frequencies = positional_frequencies(num_frequencies, max_log2_frequency).astype(coordinates.dtype)
+    frequencies = jnp.asarray(positional_frequencies(num_frequencies, max_log2_frequency), coordinates.dtype)
     # Elementwise: as a matmul the phases, which reach 2^8 times a coordinate, would be rounded to TF32 on a GPU.
     phases = frequencies[:, None] * coordinates[..., None, :]
-    features = jnp.stack([jnp.sin(phases), jnp.cos(phases)], axis=-2)
+    features = jnp.stack([sine(phases), cosine(phases)], axis=-2)
     return features.reshape(*coordinates.shape[:-1], -1)
 
 
@@ -39,4 +41,4 @@ def gaussian_encoding(
       frequencies: `B`, in radians per unit of the coordinates, one column for each frequency.
     """
     phases = jnp.matmul(coordinates, frequencies, precision="highest")  # A GPU would round them to TF32.
-    return jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
+    return jnp.concatenate([sine(phases), cosine(phases)], axis=-1)

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmeta.encoding import gaussian_encoding, positional_encoding
+from jaxmeta.sines import sine
 
 DensityActivation = Literal["relu", "shifted_softplus"]
 
@@ -92,7 +92,7 @@ class Siren(nn.Module):
         start = _within((6 / self.width) ** 0.5 / self.w0)
         precision = "highest" if self.compute_dtype is None else None
         for width in (*[self.width] * (self.depth - 1), self.features):
-            hidden = jnp.sin(self.w0 * sums.astype(dtype)).astype(self.compute_dtype or dtype)
+            hidden = sine(self.w0 * sums.astype(dtype)).astype(self.compute_dtype or dtype)
             sums = _linear(hidden, width, hidden.dtype, dtype, start, precision=precision)
         return sums.astype(dtype) + 0.5
 

@@ -82,20 +82,6 @@ def test_loss_without_its_gradient_and_times_a_factor():
     np.testing.assert_allclose(jax.grad(lambda scale: 2 * mean(scale, entries))(jnp.float32(3)), 2 * 6 * 5.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("top", "error"), [(3e3, 1e-7), (1e5, 2e-6), (1e6, 0.05)])
-def test_sines_and_cosines_of_large_phases(generator, top, error):
-    phases = generator.uniform(-top, top, 100_000).astype(np.float32)
-    sine, cosine = blocked._sine_cosine(jnp.asarray(phases))
-    np.testing.assert_allclose(sine, np.sin(phases.astype(float)), rtol=0, atol=error)
-    np.testing.assert_allclose(cosine, np.cos(phases.astype(float)), rtol=0, atol=error)
-
-
-def test_sines_and_cosines_on_the_quarters():
-    sine, cosine = blocked._sine_cosine(jnp.arange(-8, 9, dtype=jnp.float32) * np.pi / 4)
-    angles = np.arange(-8, 9) * np.pi / 4
-    np.testing.assert_allclose([sine, cosine], [np.sin(angles), np.cos(angles)], atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("width", "num_rays", "num_samples", "wanted"),
     [
