@@ -12,16 +12,17 @@ COMMANDS = {module for module, path in MODULES.items() if 'if __name__ == "__mai
 OTHERS = {path.relative_to(ROOT).as_posix(): path for path in [*ROOT.glob("*.py"), *ROOT.glob("data_scripts/*.py")]}
 
 NUMERICAL_CORE = {
-    "encoding": set(),
+    "sines": set(),
+    "encoding": {"sines"},
     "cameras": set(),
     "metalearning": set(),
     "devices": {"errors"},
     "feeding": {"devices"},
-    "fields": {"encoding"},
+    "fields": {"encoding", "sines"},
     "rendering": {"cameras"},
     "tomography": set(),
     "samples": set(),
-    "blocked": {"encoding", "fields", "metalearning"},
+    "blocked": {"encoding", "fields", "metalearning", "sines"},
     "objectives": {"cameras", "rendering", "samples", "tomography"},
     "signals": {"errors", "feeding", "metalearning", "rendering"},
     "training": {"devices", "feeding", "metalearning"},
