@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from tqdm import tqdm
 
 from jaxmeta import signals
 from jaxmeta.data.folders import check_size
@@ -116,8 +117,9 @@ class CTConfig(Kind):
         data = self.data
         ids, density, content = load_slices(data.root, name, size=data.size, num_slices=num_scenes)
         angles = even_angles(data.num_views)
-        projections = jax.jit(partial(jax.lax.map, lambda one: project(one, jnp.asarray(angles))))(density)
-        scan = Scan(np.asarray(projections), np.broadcast_to(angles, (len(ids), len(angles))))
+        project_one = jax.jit(partial(project, angles=jnp.asarray(angles)))
+        bar = tqdm(density, desc="projecting", unit="slice", disable=None, leave=False)  # On a CPU it takes minutes.
+        scan = Scan(np.stack([project_one(one) for one in bar]), np.broadcast_to(angles, (len(ids), len(angles))))
         return Split(ids, Scene(scan, density), density.shape[1:], content)
 
     def notes(self, support: Sequence[int], query: int) -> tuple[str, str]:
