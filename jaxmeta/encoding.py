@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmeta.sines import cosine, sine
+from jaxmeta.sines import sine_and_cosine
 
 
 def positional_encoding(
@@ -19,7 +19,7 @@ def positional_encoding(
     frequencies = jnp.asarray(positional_frequencies(num_frequencies, max_log2_frequency), coordinates.dtype)
     # Elementwise: as a matmul the phases, which reach 2^8 times a coordinate, would be rounded to TF32 on a GPU.
     phases = frequencies[:, None] * coordinates[..., None, :]
-    features = jnp.stack([sine(phases), cosine(phases)], axis=-2)
+    features = jnp.stack(sine_and_cosine(phases), axis=-2)
     return features.reshape(*coordinates.shape[:-1], -1)
 
 
@@ -41,4 +41,4 @@ def gaussian_encoding(
       frequencies: `B`, in radians per unit of the coordinates, one column for each frequency.
     """
     phases = jnp.matmul(coordinates, frequencies, precision="highest")  # A GPU would round them to TF32.
-    return jnp.concatenate([sine(phases), cosine(phases)], axis=-1)
+    return jnp.concatenate(sine_and_cosine(phases), axis=-1)

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxmeta.encoding import gaussian_encoding, positional_encoding
-from jaxmeta.sines import sine
+from jaxmeta.sines import sine_and_cosine
 
 DensityActivation = Literal["relu", "shifted_softplus"]
 
@@ -92,7 +92,8 @@ class Siren(nn.Module):
         start = _within((6 / self.width) ** 0.5 / self.w0)
         precision = "highest" if self.compute_dtype is None else None
         for width in (*[self.width] * (self.depth - 1), self.features):
-            hidden = sine(self.w0 * sums.astype(dtype)).astype(self.compute_dtype or dtype)
+            sines, _ = sine_and_cosine(self.w0 * sums.astype(dtype))
+            hidden = sines.astype(self.compute_dtype or dtype)
             sums = _linear(hidden, width, hidden.dtype, dtype, start, precision=precision)
         return sums.astype(dtype) + 0.5
 

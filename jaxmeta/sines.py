@@ -6,41 +6,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def sine(phases: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Returns the sine of phases in radians."""
-    return _sine(phases) if _is_slow(phases) else jnp.sin(phases)
-
-
-def cosine(phases: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Returns the cosine of phases in radians."""
-    return _cosine(phases) if _is_slow(phases) else jnp.cos(phases)
-
-
-def _is_slow(phases: Array) -> bool:
-    return phases.dtype == jnp.float32 and jax.default_backend() == "cpu"
-
-
-@jax.custom_jvp
-def _sine(phases: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    return sine_and_cosine(phases)[0]
-
-
-@jax.custom_jvp
-def _cosine(phases: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    return sine_and_cosine(phases)[1]
-
-
-@_sine.defjvp
-def _sine_jvp(phases: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return _sine(*phases), _cosine(*phases) * tangents[0]
-
-
-@_cosine.defjvp
-def _cosine_jvp(phases: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return _cosine(*phases), -_sine(*phases) * tangents[0]
-
-
 def sine_and_cosine(phases: Float[Array, "*any"]) -> tuple[Float[Array, "*any"], Float[Array, "*any"]]:
+    """Returns the sine and the cosine of phases in radians."""
+    if phases.dtype == jnp.float32 and jax.default_backend() == "cpu":
+        return _by_polynomials(phases)
+    return jnp.sin(phases), jnp.cos(phases)
+
+
+@jax.custom_jvp
+def _by_polynomials(phases: Float[Array, "*any"]) -> tuple[Float[Array, "*any"], Float[Array, "*any"]]:
     """Returns the sine and the cosine, to 1e-7 up to phases of 1e4 and beyond to the rounding of the phase itself.
 
     Quarter turns are taken off in three parts, of which the first two have few enough digits to lose none; then come
@@ -58,3 +32,9 @@ def sine_and_cosine(phases: Float[Array, "*any"]) -> tuple[Float[Array, "*any"],
     swapped = quadrant & 1 == 1
     sines, cosines = jnp.where(swapped, cosine, sine), jnp.where(swapped, sine, cosine)
     return jnp.where(quadrant & 2 == 2, -sines, sines), jnp.where((quadrant + 1) & 2 == 2, -cosines, cosines)
+
+
+@_by_polynomials.defjvp
+def _derivative(phases: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    sine, cosine = _by_polynomials(*phases)
+    return (sine, cosine), (cosine * tangents[0], -sine * tangents[0])
