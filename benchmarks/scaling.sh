@@ -5,8 +5,7 @@
 #   REALCARS=FOLDER benchmarks/scaling.sh 1 2 4 8    and trainings of equal scene-iterations, with their PSNR
 #   benchmarks/scaling.sh cpu 1 2 8                  a dry run, on devices that a CPU only claims to have
 #
-# Prints the rows of step_time.py and time_to_psnr.py; PYTHON may be given. The speed-up of n devices is the milliseconds
-# per scene of one, divided by theirs.
+# Prints the rows of step_time.py and time_to_psnr.py, of which scaling_figure.py makes a figure; PYTHON may be given.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} small=

@@ -1,0 +1,96 @@
+"""Draws what scaling.sh printed: scenes per second over the number of devices.
+
+    benchmarks/scaling.sh 1 2 4 | tee LOG
+    python benchmarks/scaling_figure.py LOG docs/scaling.png
+
+Prints a row for each point: how many times as many scenes as one device take.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.figure import Figure
+
+from jaxmeta.errors import InputError, run_command
+from jaxmeta.figures import save
+
+SCENES = 16, 64
+"""Scenes on each device (weak scaling), and on all of them (strong)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FigureConfig:
+    """Draw what scaling.sh printed."""
+
+    log: tyro.conf.Positional[Path]
+    """Its output."""
+    out: tyro.conf.Positional[Path]
+    """The PNG file."""
+
+
+def main() -> None:
+    """Draws what the command line asks for."""
+    wanted = tyro.cli(FigureConfig)
+    rates = read_rates(wanted.log.read_text())
+    if not rates:
+        raise InputError(f"{wanted.log}: no rows of step_time.py; give the output of benchmarks/scaling.sh")
+    for name, points in rates.items():
+        for count, rate in points.items():
+            print(f"{name:>22}  {count} devices  {rate:8.1f} scenes/s  times {rate / points[min(points)]:.2f}")
+    draw(wanted.out, rates)
+
+
+def read_rates(text: str) -> dict[str, dict[int, float]]:
+    """Returns scenes per second by the number of devices, for each line of the figure."""
+    rates: dict[str, dict[int, float]] = {}
+    implementation = ""
+    for line in text.splitlines():
+        if line.startswith("== "):
+            implementation = "XLA" if line.endswith("xla") else "fused kernels"
+        if not line.startswith("{"):
+            continue
+        told: dict[str, Any] = json.loads(line)
+        for row in told["rows"] if told.get("benchmark") == "step_time" else []:
+            each, all_ = SCENES
+            kinds = [f"{each} on each"] * (row["scenes"] == each * row["devices"])
+            kinds += [f"{all_} in all"] * (row["scenes"] == all_)
+            for kind in kinds:
+                rates.setdefault(f"{implementation}, {kind}", {})[row["devices"]] = 1e3 / row["ms per scene"]
+    return rates
+
+
+def draw(path: Path, rates: dict[str, dict[int, float]]) -> None:
+    """Writes a PNG with a line for each entry, and dashed what as many times one device would be."""
+    figure = Figure(figsize=(5.6, 3.0), dpi=200, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    for name, points in rates.items():
+        counts, colour = sorted(points), f"C{int(name.startswith('XLA'))}"
+        weak = name.endswith("each")
+        if weak:
+            ideal = [points[counts[0]] * count / counts[0] for count in counts]
+            axes.plot(counts, ideal, "--", color="0.7", label=None if colour == "C1" else "as many times one")
+        axes.plot(
+            counts,
+            [points[count] for count in counts],
+            color=colour,
+            marker="os"[not weak],
+            linestyle="-" if weak else ":",
+            markersize=4,
+            linewidth=1.5,
+            label=name,
+        )
+    axes.set_xticks(sorted({count for points in rates.values() for count in points}))
+    axes.set_xlabel("devices")
+    axes.set_ylabel("scenes per second")
+    axes.set_ylim(bottom=0)
+    axes.grid(color="0.9", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    run_command(main)
