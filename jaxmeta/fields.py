@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmeta.encoding import gaussian_encoding, positional_encoding
@@ -144,15 +145,26 @@ def _linear(
     precision: Any = None,
 ) -> Array:
     """Applies a new linear layer of the module that is being built."""
-    layer = nn.Dense(
-        width,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        kernel_init=kernel_init,
-        bias_init=bias_init,
-        precision=precision,
-    )
-    return layer(features)
+    return Dense(width, dtype, param_dtype, kernel_init, bias_init, precision)(features)
+
+
+class Dense(nn.Module):
+    """flax's layer of that name, but the bias gradient is summed up in the bias's dtype, not in that of the matmul."""
+
+    width: int
+    dtype: Any
+    param_dtype: Any
+    kernel_init: Any
+    bias_init: Any
+    precision: Any
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*points inputs"]) -> Float[Array, "*points outputs"]:
+        """Returns the layer's sums."""
+        kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.width), self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.width,), self.param_dtype)
+        products = jnp.matmul(features.astype(self.dtype), kernel.astype(self.dtype), precision=self.precision)
+        return products + jnp.broadcast_to(bias, products.shape).astype(self.dtype)
 
 
 def _within(bound: float) -> Any:

@@ -116,6 +116,22 @@ def test_bfloat16_is_in_the_matmuls_alone(params):
     assert np.abs(rgb_half - rgb).max() > 1e-5  # it does compute in bfloat16
 
 
+def test_gradients_of_many_points_are_summed_in_float32():
+    # A sum of thousands of numbers in bfloat16 stops growing at 256 times what is added.
+    size = {"width": 16, "depth": 2, "num_frequencies": 4}
+    points = jax.random.uniform(jax.random.key(1), (5001, 3))
+    params = jax.jit(RadianceField(**size).init)(jax.random.key(0), points[:1])
+
+    def gradient(dtype):
+        field = RadianceField(**size, compute_dtype=dtype)
+        return jax.jit(jax.grad(lambda params: jnp.sum(field.apply(params, points)[1])))(params)
+
+    for (path, exact), found in zip(
+        jax.tree.leaves_with_path(gradient(None)), jax.tree.leaves(gradient(jnp.bfloat16)), strict=True
+    ):
+        assert np.linalg.norm(found - exact) <= 1e-2 * np.linalg.norm(exact), path
+
+
 def test_siren_by_hand():
     # sin(2 (0.25 pi x + 0)) at x = 1 is 1; sin(2 (0.25 pi 1 + 0.25 pi)) is sin(pi) = 0; 3 * 0 + 0.1 + 0.5 = 0.6.
     params = {
