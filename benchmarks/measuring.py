@@ -71,23 +71,29 @@ def median_seconds(function: Callable[..., Any], *arguments: Any, repeats: int =
     return statistics.median(times)
 
 
-def device_times(function: Callable[[], Any]) -> list[tuple[float, float]]:
-    """Returns, for each GPU of this process, the seconds of one call in kernels of ours and in those of collectives.
+def kernel_seconds(function: Callable[[], Any]) -> list[dict[str, float]]:
+    """Returns, for each GPU of this process, the seconds that one call spends in each kernel, by jax's profiler.
 
-    They are of jax's profiler. A collective's seconds include the wait for the slowest device. Empty without a GPU.
+    Those of collectives include the wait for the slowest device. Empty without a GPU.
     """
     with tempfile.TemporaryDirectory(prefix="jaxmeta-trace-") as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(function())
         trace = next(Path(folder).rglob("*.xplane.pb"))
         planes = [plane for plane in ProfileData.from_file(str(trace)).planes if plane.name.startswith("/device:GPU")]
-        return [_kernel_seconds(plane) for plane in planes]
+        return [_by_name(plane) for plane in planes]
 
 
-def _kernel_seconds(plane: Any) -> tuple[float, float]:
-    kernels = [event for line in plane.lines if line.name.startswith("Stream") for event in line.events]
-    collectives = sum(event.duration_ns for event in kernels if re.search("nccl|all.?reduce", event.name.lower()))
-    return 1e-9 * (sum(event.duration_ns for event in kernels) - collectives), 1e-9 * collectives
+def is_collective(kernel: str) -> bool:
+    """Returns whether the kernel of that name is one in which devices exchange."""
+    return re.search("nccl|all.?reduce", kernel.lower()) is not None
+
+
+def _by_name(plane: Any) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for event in (event for line in plane.lines if line.name.startswith("Stream") for event in line.events):
+        seconds[event.name] = seconds.get(event.name, 0.0) + 1e-9 * event.duration_ns
+    return seconds
 
 
 def original_milliseconds(script: Path, iterations: int) -> float:

@@ -1,6 +1,7 @@
 """Measures what a meta-step costs, by scenes at once.
 
     python benchmarks/step_time.py --batches 1 4 16 64
+    python benchmarks/step_time.py --kernels 20             on GPUs, also the kernels that take longest
     python benchmarks/step_time.py --small                  on a CPU, in a minute
 
 Prints a row for each batch and one line of JSON: milliseconds per scene-iteration (one scene through the inner loop),
@@ -21,8 +22,9 @@ import numpy as np
 import tyro
 from measuring import (
     SIZE,
-    device_times,
     inner_step_operations,
+    is_collective,
+    kernel_seconds,
     matmul_ceiling,
     median_seconds,
     noise_views,
@@ -53,6 +55,8 @@ class StepConfig:
     """Meta-steps in one go."""
     unroll: int = 1
     """Inner steps in the compiled loop's body."""
+    kernels: int = 0
+    """Of a GPU's kernels, how many to tell, with their microseconds per inner step of all scenes on the first GPU."""
     small: bool = False
     """A network, rays and samples that a CPU does in seconds."""
     original: Path | None = None
@@ -120,14 +124,21 @@ def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling:
         "compile s": compile_seconds,
         "temporary GiB": compiled.memory_analysis().temp_size_in_bytes / 2**30,
     }
-    times = device_times(call)
-    if times:
-        kernels, collectives = (1e3 * np.array(each) / wanted.num_steps for each in zip(*times, strict=True))
+    by_kernel = kernel_seconds(call)
+    if by_kernel:
+        own, shared = (
+            [sum(spent for name, spent in each.items() if is_collective(name) is collective) for each in by_kernel]
+            for collective in (False, True)
+        )
+        each_step = 1e3 / wanted.num_steps
         row |= {
-            "ms in kernels, fastest": kernels.min(),
-            "slowest": kernels.max(),
-            "ms in collectives": collectives.min(),
+            "ms in kernels, fastest": each_step * min(own),
+            "slowest": each_step * max(own),
+            "ms in collectives": each_step * min(shared),
         }
+        longest = sorted(by_kernel[0].items(), key=lambda entry: -entry[1])[: wanted.kernels]
+        for name, spent in longest:
+            print(f"{1e3 * each_step * spent / settings.inner.num_steps:10.2f} us  {name}")
     return row
 
 
