@@ -97,7 +97,7 @@ class Plan(NamedTuple):
     """What an evaluation does: the protocol, with what the flags and the data changed."""
 
     protocol: str
-    """The name, with ", changed" where flags changed what it fits, steps or scores; or "free"."""
+    """The name, with what flags changed of it, as "nerf-meta, changed: stages, num-rays"; or "free"."""
     supports: tuple[tuple[int, ...], ...]
     """One set of support views for each number of views evaluated; none where they are drawn."""
     query: tuple[int, ...]
@@ -187,17 +187,18 @@ def resolve(wanted: EvalConfig, inner: InnerConfig, num_views: int, usual: Proto
         optimiser=wanted.optimiser or of_protocol,
         step_size=wanted.step_size or protocol.step_size or inner.step_size,
     )
-    changed = wanted.protocol and not _is_plain(plan, protocol, num_views)
-    return plan._replace(protocol=f"{plan.protocol}, changed") if changed else plan
+    changed = _changes(plan, protocol, num_views) if wanted.protocol else []
+    return plan._replace(protocol=f"{plan.protocol}, changed: {', '.join(changed)}") if changed else plan
 
 
-def _is_plain(plan: Plan, protocol: Protocol, num_views: int) -> bool:
-    """Returns whether a plan is that of a protocol that leaves nothing to the training."""
-    drawn = bool(protocol.draws)
-    supports = () if drawn else (protocol.support,)
-    query = () if drawn else next((query for needed, query in protocol.queries if num_views >= needed), None)
-    of_protocol = (supports, query, *(getattr(protocol, name) for name in Plan._fields[3:]))
-    return plan[1:] == of_protocol
+def _changes(plan: Plan, protocol: Protocol, num_views: int) -> list[str]:
+    """Returns the flags in which a plan differs from a protocol that leaves nothing to the training."""
+    query = next((query for needed, query in protocol.queries if num_views >= needed), None)
+    fixed = {"support": ((protocol.support,), plan.supports), "query": (query, plan.query)}
+    of_both = {} if plan.draws or protocol.draws else fixed  # drawn views follow from the number of draws
+    names = ("draws", "stages", "num_rays", "optimiser", "step_size")
+    of_both |= {name.replace("_", "-"): (getattr(protocol, name), getattr(plan, name)) for name in names}
+    return [flag for flag, (theirs, ours) in of_both.items() if theirs != ours]
 
 
 def _query(name: ProtocolName | None, protocol: Protocol, num_views: int) -> tuple[int, ...]:

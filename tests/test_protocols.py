@@ -44,7 +44,8 @@ def test_protocols_are_those_of_the_table(name, num_views, query, stages, rest):
 
 def test_a_flag_beside_a_protocol_wins():
     found = plan(protocol="nerf-meta", support=(3,), query=(0, 2), stages=(5,), num_rays=9, step_size=0.1)
-    assert found == Plan("nerf-meta, changed", ((3,),), (0, 2), 0, (5,), 9, "sgd", 0.1)
+    told = "nerf-meta, changed: support, query, stages, num-rays, step-size"
+    assert found == Plan(told, ((3,),), (0, 2), 0, (5,), 9, "sgd", 0.1)
     assert plan(protocol="trans-inr", draws=2, optimiser="sgd", step_size=1.0)[3:] == (2, (0, 100), 1024, "sgd", 1.0)
     assert plan(protocol="trans-inr", draws=0, query=(5,)).supports == ((0,),)
 
@@ -54,15 +55,15 @@ def test_a_flag_beside_a_protocol_wins():
     [
         ("nerf-meta", 25, {}, "nerf-meta"),
         ("nerf-meta", 50, {"support": (0,), "stages": (0, 1, 10, 32, 100, 1000), "step_size": 0.5}, "nerf-meta"),
-        ("nerf-meta", 50, {"query": tuple(range(1, 25))}, "nerf-meta, changed"),
-        ("nerf-meta", 50, {"view_counts": (1, 2)}, "nerf-meta, changed"),
-        ("nerf-meta", 25, {"step_size": 0.4}, "nerf-meta, changed"),
-        ("nerf-meta", 25, {"draws": 3}, "nerf-meta, changed"),
-        ("learnit", 25, {"query": (1,)}, "learnit, changed"),
-        ("original", 25, {"num_rays": 64}, "original, changed"),
+        ("nerf-meta", 50, {"query": tuple(range(1, 25))}, "nerf-meta, changed: query"),
+        ("nerf-meta", 50, {"view_counts": (1, 2)}, "nerf-meta, changed: support"),
+        ("nerf-meta", 25, {"step_size": 0.4}, "nerf-meta, changed: step-size"),
+        ("nerf-meta", 25, {"draws": 3}, "nerf-meta, changed: draws"),
+        ("learnit", 25, {"query": (1,)}, "learnit, changed: query"),
+        ("original", 25, {"num_rays": 64}, "original, changed: num-rays"),
         ("original", 25, {"seeds": (1, 2), "num_scenes": 3, "baselines": ()}, "original"),
         ("trans-inr", 25, {}, "trans-inr"),
-        ("trans-inr", 25, {"draws": 99}, "trans-inr, changed"),
+        ("trans-inr", 25, {"draws": 99}, "trans-inr, changed: draws"),
         (None, 25, {"step_size": 0.4}, "free"),
     ],
 )
