@@ -14,8 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from measuring import tell
+from measuring import read_flags, tell
 
 from jaxmeta.errors import run_command
 from jaxmeta.fields import RadianceField
@@ -39,7 +38,7 @@ class AccuracyConfig:
 
 def main() -> None:
     """Compares what the command line asks for."""
-    wanted = tyro.cli(AccuracyConfig)
+    wanted = read_flags(AccuracyConfig)
     rows = []
     for number, (scenes, *shape) in enumerate(wanted.sizes):
         params, points = draw(scenes, shape, wanted.seed + number)

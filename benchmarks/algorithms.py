@@ -10,15 +10,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from measuring import read_flags
 from step_time import StepConfig, settings_for
 
 from jaxmeta import assembly
 from jaxmeta.cameras import Views
+from jaxmeta.errors import run_command
 from jaxmeta.metalearning import Keys
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmsConfig:
+    """Count what a scene's meta-gradient costs by each algorithm."""
 
 
 def main() -> None:
     """Prints a row of a table for each algorithm."""
+    read_flags(AlgorithmsConfig)
     print("| algorithm | GFLOP an inner step | GFLOP besides | MiB |\n|---|---|---|---|")
     for algorithm in ("reptile", "fomaml", "maml", "meta-sgd"):
         once, twice = (costs(algorithm, num_steps=steps, unroll=steps)[0] for steps in (1, 2))
@@ -45,4 +53,4 @@ def costs(algorithm: str, *, num_steps: int, unroll: int) -> tuple[float, float]
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,19 +7,34 @@ projections and each initialisation the steps and the folder with the highest me
 Differences are paired by slice; the intervals are 95 % of their mean.
 """
 
+import dataclasses
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import tyro
+from measuring import read_flags
+
+from jaxmeta.errors import InputError, run_command
 
 Scores = dict[tuple[str, int], dict[tuple[str, int], np.ndarray]]
 
 
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Compare initialisations by the number of projections."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Of eval.py, each of one optimiser and rate."""
+
+
 def main() -> None:
     """Prints a line for each number of projections."""
-    found = read_scores([Path(folder) for folder in sys.argv[1:]])
+    wanted = read_flags(CompareConfig)
+    if len({folder.resolve() for folder in wanted.folders}) < len(wanted.folders):
+        raise InputError(f"{' '.join(map(str, wanted.folders))} names a folder twice; name each once")
+    found = read_scores(wanted.folders)
     best = {key: max(of_key.items(), key=lambda item: item[1].mean()) for key, of_key in found.items()}
     for count in sorted({count for _, count in best}):
         (where, steps), learned = best["learned", count]
@@ -32,12 +47,15 @@ def main() -> None:
         print()
 
 
-def read_scores(folders: list[Path]) -> Scores:
+def read_scores(folders: tuple[Path, ...]) -> Scores:
     """Returns PSNRs in dB, in the order of the slices: by initialisation and projections, then by folder and steps."""
     scores: dict[tuple[str, int], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for folder in folders:
-        for row in json.loads((folder / "results.json").read_text())["views"]:
-            scores[row["initialisation"], row["support_views"]][folder.name, row["steps"]].append(row["psnr"])
+        path = folder / "results.json"
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give folders that eval.py has written")
+        for row in json.loads(path.read_text())["views"]:
+            scores[row["initialisation"], row["support_views"]][str(folder), row["steps"]].append(row["psnr"])
     return {key: {place: np.array(values) for place, values in of_key.items()} for key, of_key in scores.items()}
 
 
@@ -48,4 +66,4 @@ def interval(values: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -20,8 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from measuring import SIZE, median_seconds, noise_views, tell
+from measuring import SIZE, median_seconds, noise_views, read_flags, tell
 from PIL import Image
 from step_time import StepConfig, settings_for
 
@@ -63,7 +62,7 @@ class Enough(Exception):
 
 def main() -> None:
     """Measures what the command line asks for."""
-    wanted = tyro.cli(LatencyConfig)
+    wanted = read_flags(LatencyConfig)
     settings = settings_for(StepConfig(preset=wanted.preset, implementation=wanted.implementation, small=wanted.small))
     about = {"preset": wanted.preset}
     cases = [(scenes, steps) for scenes in wanted.num_scenes for steps in wanted.num_steps]

@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from measuring import read_flags
 
 from jaxmeta.cameras import Views, orbit_pose
 from jaxmeta.data import packing
@@ -56,7 +56,7 @@ class LoadConfig:
 
 def main() -> None:
     """Measures what the command line asks for."""
-    wanted = tyro.cli(LoadConfig)
+    wanted = read_flags(LoadConfig)
     with tempfile.TemporaryDirectory(prefix="jaxmeta-load-") as folder:
         root, cache = wanted.root or Path(folder, "data"), Path(folder, "cache")
         if wanted.root is None:

@@ -7,21 +7,45 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax.profiler import ProfileData
 
 from jaxmeta import devices, soundness
 from jaxmeta.assembly import views_config
 from jaxmeta.cameras import Views, orbit_pose
+from jaxmeta.config import check_numbers
+from jaxmeta.errors import InputError
 
+Config = TypeVar("Config")
 SIZE = 128
 """Pixels along each side of a view."""
+
+
+def read_flags(kind: type[Config], words: Sequence[str] | None = None) -> Config:
+    """Returns what a command line asks for, by default that of this process; `--debug` is for `run_command`.
+
+    Raises:
+      InputError: a number is not positive, or a flag that takes several has none.
+    """
+    words = sys.argv[1:] if words is None else words
+    wanted = tyro.cli(kind, args=[word for word in words if word != "--debug"])
+    check_numbers(wanted)
+    for name, value in vars(wanted).items():
+        if isinstance(value, tuple):
+            flag = name.replace("_", "-")
+            if not value:
+                raise InputError(f"{flag}: give one value or more")
+            numbers = np.ravel(value)
+            if name != "seeds" and numbers.dtype.kind == "i" and numbers.min() <= 0:
+                raise InputError(f"--{flag} {value} must be positive")
+    return wanted
 
 
 def noise_views(num_scenes: int, num_views: int = 25) -> Views:
@@ -103,8 +127,14 @@ def original_milliseconds(script: Path, iterations: int) -> float:
     """
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     words = [sys.executable, str(script), device, str(iterations)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)  # noqa: S603
-    return float(done.stdout.split(" ms per scene-iteration")[0].split()[-1])
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"--original {script} {device} {iterations} ended with {done.returncode}: {last}")
+    found = re.search(r"([\d.]+) ms per scene-iteration", done.stdout)
+    if not found:
+        raise InputError(f"--original {script} printed no '... ms per scene-iteration'")
+    return float(found[1])
 
 
 def tell(rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:

@@ -9,16 +9,26 @@
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} small=
-if [ "$1" = cpu ]; then
+if [ "${1:-}" = cpu ]; then
     small=--small
     shift
 fi
+case "$*" in
+"" | *[!0-9\ ]* | 0* | *\ 0*)
+    echo "error: give numbers of devices, as: benchmarks/scaling.sh 1 2 4, or: benchmarks/scaling.sh cpu 1 2" >&2
+    exit 2
+    ;;
+esac
 for count in "$@"; do
     if [ "$small" ]; then
         export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_force_host_platform_device_count=$count"
     else
         CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((count - 1)))
         export CUDA_VISIBLE_DEVICES NCCL_NVLS_ENABLE=0
+        if ! $python -c "import jax, sys; sys.exit(jax.default_backend() != 'gpu' or jax.device_count() != $count)"; then
+            echo "error: there are fewer than $count GPUs here; give fewer, or: benchmarks/scaling.sh cpu $*" >&2
+            exit 2
+        fi
     fi
     for implementation in auto xla; do
         echo "== $count devices, $implementation"

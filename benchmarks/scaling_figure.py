@@ -13,11 +13,12 @@ from typing import Any
 
 import tyro
 from matplotlib.figure import Figure
+from measuring import read_flags
 
 from jaxmeta.errors import InputError, run_command
 from jaxmeta.figures import save
 
-SCENES = 16, 64
+EACH, IN_ALL = 16, 64
 """Scenes on each device (weak scaling), and on all of them (strong)."""
 
 
@@ -33,13 +34,18 @@ class FigureConfig:
 
 def main() -> None:
     """Draws what the command line asks for."""
-    wanted = tyro.cli(FigureConfig)
-    rates = read_rates(wanted.log.read_text())
-    if not rates:
-        raise InputError(f"{wanted.log}: no rows of step_time.py; give the output of benchmarks/scaling.sh")
+    wanted = read_flags(FigureConfig)
+    if wanted.out.suffix != ".png":
+        raise InputError(f"{wanted.out} must end in .png")
+    try:
+        rates = read_rates(wanted.log.read_text())
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{wanted.log} is not the output of benchmarks/scaling.sh: {error}") from error
+    if not rates or not all(1 in points for points in rates.values()):
+        raise InputError(f"{wanted.log}: no rows of one device; give the output of benchmarks/scaling.sh 1 2 ..")
     for name, points in rates.items():
         for count, rate in points.items():
-            print(f"{name:>22}  {count} devices  {rate:8.1f} scenes/s  times {rate / points[min(points)]:.2f}")
+            print(f"{name:>16}  {count} devices  {rate:8.1f} scenes/s  times {rate / points[1]:.2f}")
     draw(wanted.out, rates)
 
 
@@ -49,14 +55,11 @@ def read_rates(text: str) -> dict[str, dict[int, float]]:
     implementation = ""
     for line in text.splitlines():
         if line.startswith("== "):
-            implementation = "XLA" if line.endswith("xla") else "fused kernels"
-        if not line.startswith("{"):
-            continue
-        told: dict[str, Any] = json.loads(line)
-        for row in told["rows"] if told.get("benchmark") == "step_time" else []:
-            each, all_ = SCENES
-            kinds = [f"{each} on each"] * (row["scenes"] == each * row["devices"])
-            kinds += [f"{all_} in all"] * (row["scenes"] == all_)
+            implementation = line.split()[-1]
+        told: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
+        for row in told["rows"] if told.get("benchmark") == "step_time" and implementation else []:
+            kinds = [f"{EACH} on each"] * (row["scenes"] == EACH * row["devices"])
+            kinds += [f"{IN_ALL} in all"] * (row["scenes"] == IN_ALL)
             for kind in kinds:
                 rates.setdefault(f"{implementation}, {kind}", {})[row["devices"]] = 1e3 / row["ms per scene"]
     return rates
@@ -67,10 +70,10 @@ def draw(path: Path, rates: dict[str, dict[int, float]]) -> None:
     figure = Figure(figsize=(5.6, 3.0), dpi=200, layout="constrained", facecolor="white")
     axes = figure.subplots()
     for name, points in rates.items():
-        counts, colour = sorted(points), f"C{int(name.startswith('XLA'))}"
+        counts, colour = sorted(points), f"C{int(name.startswith('xla'))}"
         weak = name.endswith("each")
         if weak:
-            ideal = [points[counts[0]] * count / counts[0] for count in counts]
+            ideal = [points[1] * count for count in counts]
             axes.plot(counts, ideal, "--", color="0.7", label=None if colour == "C1" else "as many times one")
         axes.plot(
             counts,
@@ -85,7 +88,7 @@ def draw(path: Path, rates: dict[str, dict[int, float]]) -> None:
     axes.set_xticks(sorted({count for points in rates.values() for count in points}))
     axes.set_xlabel("devices")
     axes.set_ylabel("scenes per second")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max(rate for points in rates.values() for rate in points.values()))
     axes.grid(color="0.9", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)

@@ -8,13 +8,13 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python} out=${OUT:-runs}
 
 # validation_psnr in metrics.jsonl is the curve over the meta-steps.
-if [ "$1" = images ]; then
+if [ "${1:-}" = images ]; then
     $python train.py images-paper --run "$out/images" --outer.num-steps 1000 --outer.learning-rate 3e-5 \
         --validation.every 200 --log-every 100
     $python eval.py "$out/images" --num-scenes 100 --stages 0 1 2 5
     $python eval.py "$out/images" --num-scenes 100 --support 1 --query 2 --stages 0 2 5 20 --out "$out/images/left"
     $python eval.py "$out/images" --num-scenes 100 --support 3 --query 4 --stages 0 2 5 20 --out "$out/images/tenth"
-else
+elif [ "${1:-}" = ct ]; then
     $python train.py ct --run "$out/ct"
     for rate in "sgd 10" "sgd 3" "adam 1e-3"; do
         set -- $rate
@@ -22,4 +22,7 @@ else
             --step-size "$2" --out "$out/ct/$1-$2"
     done
     $python benchmarks/ct_views.py "$out"/ct/sgd-10 "$out"/ct/sgd-3 "$out"/ct/adam-1e-3
+else
+    echo "error: give images or ct, as: benchmarks/signals.sh ct" >&2
+    exit 2
 fi

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from measuring import (
     SIZE,
     inner_step_operations,
@@ -29,13 +28,15 @@ from measuring import (
     median_seconds,
     noise_views,
     original_milliseconds,
+    read_flags,
     tell,
 )
 
 from jaxmeta import devices, optimisers, training
 from jaxmeta.assembly import assemble, first_state, scene_gradient
 from jaxmeta.config import TrainConfig
-from jaxmeta.errors import run_command
+from jaxmeta.errors import InputError, run_command
+from jaxmeta.kinds.views import ViewsConfig
 from jaxmeta.presets import PRESETS
 
 
@@ -55,8 +56,8 @@ class StepConfig:
     """Meta-steps in one go."""
     unroll: int = 1
     """Inner steps in the compiled loop's body."""
-    kernels: int = 0
-    """Of a GPU's kernels, how many to tell, with their microseconds per inner step of all scenes on the first GPU."""
+    kernels: int | None = None
+    """How many of the first GPU's kernels to tell, with their microseconds in an inner step; None for none."""
     small: bool = False
     """A network, rays and samples that a CPU does in seconds."""
     original: Path | None = None
@@ -67,7 +68,11 @@ class StepConfig:
 
 def main() -> None:
     """Measures what the command line asks for."""
-    wanted = tyro.cli(StepConfig)
+    wanted = read_flags(StepConfig)
+    if wanted.original and not wanted.original.is_file():
+        raise InputError(f"--original {wanted.original}: no such file")
+    if wanted.kernels and jax.default_backend() != "gpu":
+        raise InputError(f"--kernels {wanted.kernels} tells the kernels of a GPU, and there is none; drop it")
     settings = settings_for(wanted)
     ceiling = matmul_ceiling(1024 if jax.default_backend() == "cpu" else 8192)
     rows = [measure(wanted, settings, num_scenes, ceiling) for num_scenes in wanted.batches]
@@ -79,6 +84,9 @@ def main() -> None:
 
 def settings_for(wanted: StepConfig) -> TrainConfig:
     """Returns the preset with the wanted changes."""
+    of_views = [name for name, (_, preset) in PRESETS.items() if isinstance(preset.signal, ViewsConfig)]
+    if wanted.preset not in of_views:
+        raise InputError(f"--preset {wanted.preset} is not one of {', '.join(of_views)}")
     settings = PRESETS[wanted.preset][1]
     kind: Any = settings.signal
     field = dataclasses.replace(kind.field, compute_dtype=wanted.dtype, implementation=wanted.implementation)
@@ -136,9 +144,10 @@ def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling:
             "slowest": each_step * max(own),
             "ms in collectives": each_step * min(shared),
         }
-        longest = sorted(by_kernel[0].items(), key=lambda entry: -entry[1])[: wanted.kernels]
-        for name, spent in longest:
-            print(f"{1e3 * each_step * spent / settings.inner.num_steps:10.2f} us  {name}")
+    if by_kernel and wanted.kernels:
+        print(f"{num_scenes} scenes, us in an inner step on the first GPU:")
+        for name, spent in sorted(by_kernel[0].items(), key=lambda entry: -entry[1])[: wanted.kernels]:
+            print(f"{1e6 * spent / (wanted.num_steps * settings.inner.num_steps):10.2f}  {name}")
     return row
 
 

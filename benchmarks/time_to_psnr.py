@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from measuring import tell
+from measuring import read_flags, tell
 
-from jaxmeta.errors import run_command
+from jaxmeta.errors import InputError, run_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,9 +50,17 @@ def main() -> None:
     """Measures what the command line asks for."""
     words = sys.argv[1:]
     place = words.index("--") if "--" in words else len(words)
-    wanted, flags = tyro.cli(TimeConfig, args=words[:place]), words[place + 1 :]
+    wanted, flags = read_flags(TimeConfig, words[:place]), words[place + 1 :]
+    for flag in ("--run", "--seed", "--data.root", "--data.class-name"):
+        if any(word.split("=")[0] == flag for word in flags):
+            raise InputError(f"{flag} after -- is given by the benchmark itself: drop it (--keep, --seeds, --root, ..)")
     with tempfile.TemporaryDirectory(prefix="jaxmeta-time-") as folder:
-        runs = wanted.keep or Path(folder)
+        runs = (wanted.keep or Path(folder)).absolute()
+        for seed in wanted.seeds:
+            if (runs / f"{wanted.preset}-{seed}").exists():
+                raise InputError(
+                    f"--keep {runs} holds {wanted.preset}-{seed}, which would not be trained again; move it"
+                )
         rows = []
         for seed in wanted.seeds:
             rows.append(measure(wanted, seed, flags, runs / f"{wanted.preset}-{seed}"))
@@ -62,7 +70,7 @@ def main() -> None:
 
 def measure(wanted: TimeConfig, seed: int, flags: list[str], run: Path) -> dict[str, Any]:
     """Trains once, evaluates once, and returns the row."""
-    data = ["--data.root", str(wanted.root), "--data.class-name", wanted.class_name]
+    data = ["--data.root", str(wanted.root.absolute()), "--data.class-name", wanted.class_name]
     train = [sys.executable, "train.py", wanted.preset, *data, "--run", str(run), "--seed", str(seed), *flags]
     arrivals: list[float] = []
     with tempfile.TemporaryDirectory(prefix="jaxmeta-programs-") as programs:

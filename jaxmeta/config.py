@@ -22,7 +22,8 @@ class InnerConfig:
     num_steps: int = 32
     """Steps in meta-training."""
     num_rays: int | None = 128
-    """Drawn from the support in each step: rays of views, pixels of an image, directions of a scan. None for all."""
+    """Drawn from the support in each step: rays of views and pixels of an image with replacement, directions of a scan
+    without. None for all."""
     num_query_rays: int | None = None
     """Rays drawn from the same views to judge the adapted network, where the algorithm does; None for as many as in a
     step."""

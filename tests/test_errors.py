@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax
 import pytest
 
 from jaxmeta import errors
+from jaxmeta.data.faults import FaultsError
 from jaxmeta.errors import run_command
 
 PROJECT = Path(__file__).parents[1]
@@ -137,3 +139,8 @@ def test_the_code_is_right_though_nobody_reads(streams):
     with run(code, **others | {name: write for name in streams}) as process:
         os.close(write)
         assert process.wait(120) == 6
+
+
+def test_the_faults_of_a_scene_survive_the_way_from_another_process():
+    back = pickle.loads(pickle.dumps(FaultsError(["no such file", "no pose"])))  # noqa: S301  # made here
+    assert (str(back), back.faults) == ("no such file", ("no such file", "no pose"))

@@ -13,6 +13,10 @@ class FaultsError(InputError):
         super().__init__(faults[0])
         self.faults = tuple(dict.fromkeys(faults))
 
+    def __reduce__(self) -> tuple[type["FaultsError"], tuple[tuple[str, ...]]]:
+        """Returns how another process makes it again."""
+        return FaultsError, (self.faults,)
+
 
 def gather(*reads: Callable[[], Any]) -> list[Any]:
     """Calls each, and returns what they give.
