@@ -1,4 +1,4 @@
-"""What the benchmarks share: scenes to measure on, counted work, the device's own ceiling, medians."""
+"""What the benchmarks share: flags, scenes to measure on, counted work, the device's own ceiling, medians."""
 
 import json
 import re

@@ -11,12 +11,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from measuring import read_flags
 
 from jaxmeta.errors import InputError, run_command
 from jaxmeta.figures import save
+from jaxmeta.words import counted
 
 EACH, IN_ALL = 16, 64
 """Scenes on each device (weak scaling), and on all of them (strong)."""
@@ -45,23 +47,21 @@ def main() -> None:
         raise InputError(f"{wanted.log}: no rows of one device; give the output of benchmarks/scaling.sh 1 2 ..")
     for name, points in rates.items():
         for count, rate in points.items():
-            print(f"{name:>16}  {count} devices  {rate:8.1f} scenes/s  times {rate / points[1]:.2f}")
+            print(f"{name:>16}  {counted(count, 'device')}  {rate:8.1f} scenes/s  times {rate / points[1]:.2f}")
     draw(wanted.out, rates)
 
 
 def read_rates(text: str) -> dict[str, dict[int, float]]:
     """Returns scenes per second by the number of devices, for each line of the figure."""
     rates: dict[str, dict[int, float]] = {}
-    implementation = ""
-    for line in text.splitlines():
-        if line.startswith("== "):
-            implementation = line.split()[-1]
-        told: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
-        for row in told["rows"] if told.get("benchmark") == "step_time" and implementation else []:
+    told: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    for benchmark in told:
+        for row in benchmark["rows"] if benchmark.get("benchmark") == "step_time" else []:
             kinds = [f"{EACH} on each"] * (row["scenes"] == EACH * row["devices"])
             kinds += [f"{IN_ALL} in all"] * (row["scenes"] == IN_ALL)
             for kind in kinds:
-                rates.setdefault(f"{implementation}, {kind}", {})[row["devices"]] = 1e3 / row["ms per scene"]
+                points = rates.setdefault(f"{benchmark['implementation']}, {kind}", {})
+                points[row["devices"]] = 1e3 / row["ms per scene"]
     return rates
 
 
@@ -88,7 +88,7 @@ def draw(path: Path, rates: dict[str, dict[int, float]]) -> None:
     axes.set_xticks(sorted({count for points in rates.values() for count in points}))
     axes.set_xlabel("devices")
     axes.set_ylabel("scenes per second")
-    axes.set_ylim(0, 1.08 * max(rate for points in rates.values() for rate in points.values()))
+    axes.set_ylim(0, 1.08 * max(float(np.max(line.get_ydata())) for line in axes.lines))
     axes.grid(color="0.9", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)

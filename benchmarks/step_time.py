@@ -13,6 +13,7 @@ on the device that waits least.
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError, run_command
 from jaxmeta.kinds.views import ViewsConfig
 from jaxmeta.presets import PRESETS
+from jaxmeta.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +77,17 @@ def main() -> None:
         raise InputError(f"--kernels {wanted.kernels} tells the kernels of a GPU, and there is none; drop it")
     settings = settings_for(wanted)
     ceiling = matmul_ceiling(1024 if jax.default_backend() == "cpu" else 8192)
-    rows = [measure(wanted, settings, num_scenes, ceiling) for num_scenes in wanted.batches]
+    rows = []
+    for num_scenes in wanted.batches:
+        row, call = measure(wanted, settings, num_scenes, ceiling)
+        by_kernel = [{name: spent / wanted.num_steps for name, spent in each.items()} for each in kernel_seconds(call)]
+        rows.append(row | in_kernels(by_kernel))
+        if wanted.kernels:
+            print(f"{counted(num_scenes, 'scene')}, us in an inner step on the first GPU:")
+            for name, spent in sorted(by_kernel[0].items(), key=lambda entry: -entry[1])[: wanted.kernels]:
+                print(f"{1e6 * spent / settings.inner.num_steps:10.2f}  {name}")
     about: dict[str, Any] = {"benchmark": "step_time", "preset": wanted.preset, "ceiling TFLOP/s": ceiling / 1e12}
+    about |= {"implementation": wanted.implementation}
     tell(rows, about)
     if wanted.original:
         tell(in_turns(wanted, settings, ceiling, wanted.original), about | {"original": wanted.original.name})
@@ -99,8 +110,10 @@ def settings_for(wanted: StepConfig) -> TrainConfig:
     return dataclasses.replace(settings, signal=kind, inner=inner)
 
 
-def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling: float) -> dict[str, Any]:
-    """Returns the row of one batch size."""
+def measure(
+    wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling: float
+) -> tuple[dict[str, Any], Callable[[], Any]]:
+    """Returns the row of one batch size, and what takes its meta-steps once more."""
     mesh = devices.scene_mesh()
     signal = assemble(settings, size=(SIZE, SIZE), num_rays=settings.inner.num_rays)
     steps: Any = training.make_train_steps(
@@ -132,30 +145,27 @@ def measure(wanted: StepConfig, settings: TrainConfig, num_scenes: int, ceiling:
         "compile s": compile_seconds,
         "temporary GiB": compiled.memory_analysis().temp_size_in_bytes / 2**30,
     }
-    by_kernel = kernel_seconds(call)
-    if by_kernel:
-        own, shared = (
-            [sum(spent for name, spent in each.items() if is_collective(name) is collective) for each in by_kernel]
-            for collective in (False, True)
-        )
-        each_step = 1e3 / wanted.num_steps
-        row |= {
-            "ms in kernels, fastest": each_step * min(own),
-            "slowest": each_step * max(own),
-            "ms in collectives": each_step * min(shared),
-        }
-    if by_kernel and wanted.kernels:
-        print(f"{num_scenes} scenes, us in an inner step on the first GPU:")
-        for name, spent in sorted(by_kernel[0].items(), key=lambda entry: -entry[1])[: wanted.kernels]:
-            print(f"{1e6 * spent / (wanted.num_steps * settings.inner.num_steps):10.2f}  {name}")
-    return row
+    return row, call
+
+
+def in_kernels(by_kernel: list[dict[str, float]]) -> dict[str, float]:
+    """Returns what a row tells of a meta-step's seconds in each kernel of each GPU; nothing without a GPU."""
+    if not by_kernel:
+        return {}
+    shared = [sum(spent for name, spent in each.items() if is_collective(name)) for each in by_kernel]
+    own = [sum(each.values()) - collective for each, collective in zip(by_kernel, shared, strict=True)]
+    return {
+        "ms in kernels, fastest": 1e3 * min(own),
+        "slowest": 1e3 * max(own),
+        "ms in collectives": 1e3 * min(shared),
+    }
 
 
 def in_turns(wanted: StepConfig, settings: TrainConfig, ceiling: float, script: Path) -> list[dict[str, Any]]:
     """Returns a row for each turn: ours and the original's milliseconds per scene-iteration, and how much faster."""
     rows = []
     for turn in range(wanted.turns):
-        ours = measure(wanted, settings, 1, ceiling)["ms per scene"]
+        ours = measure(wanted, settings, 1, ceiling)[0]["ms per scene"]
         theirs = original_milliseconds(script, wanted.num_steps)
         rows.append({"turn": turn, "ours ms": ours, "original ms": theirs, "times": theirs / ours})
     return rows

@@ -56,14 +56,13 @@ def main() -> None:
             raise InputError(f"{flag} after -- is given by the benchmark itself: drop it (--keep, --seeds, --root, ..)")
     with tempfile.TemporaryDirectory(prefix="jaxmeta-time-") as folder:
         runs = (wanted.keep or Path(folder)).absolute()
-        for seed in wanted.seeds:
-            if (runs / f"{wanted.preset}-{seed}").exists():
-                raise InputError(
-                    f"--keep {runs} holds {wanted.preset}-{seed}, which would not be trained again; move it"
-                )
+        folders = {seed: runs / f"{wanted.preset}-{seed}" for seed in wanted.seeds}
+        for run in folders.values():
+            if run.exists():
+                raise InputError(f"--keep {runs} holds {run.name}, which would not be trained again; move it")
         rows = []
-        for seed in wanted.seeds:
-            rows.append(measure(wanted, seed, flags, runs / f"{wanted.preset}-{seed}"))
+        for seed, run in folders.items():
+            rows.append(measure(wanted, seed, flags, run))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     tell(rows, {"benchmark": "time_to_psnr", "preset": wanted.preset, "flags": flags})
 

@@ -26,6 +26,25 @@ def activate(
     return _DENSITY_ACTIVATIONS[density_activation](outputs[..., 3]), nn.sigmoid(outputs[..., :3])
 
 
+class Dense(nn.Module):
+    """flax's layer of that name, but the bias gradient is summed up in the bias's dtype, not in that of the matmul."""
+
+    width: int
+    dtype: Any
+    param_dtype: Any
+    kernel_init: Any
+    bias_init: Any = nn.initializers.zeros
+    precision: Any = None
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*points inputs"]) -> Float[Array, "*points outputs"]:
+        """Returns the layer's sums."""
+        kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.width), self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.width,), self.param_dtype)
+        products = jnp.matmul(features.astype(self.dtype), kernel.astype(self.dtype), precision=self.precision)
+        return products + jnp.broadcast_to(bias, products.shape).astype(self.dtype)
+
+
 class RadianceField(nn.Module):
     """Maps points of a scene to volume density and colour, without view dependence (Tancik et al. 2021, section 4.3).
 
@@ -57,9 +76,9 @@ class RadianceField(nn.Module):
         ).astype(dtype)
         for _ in range(self.depth):
             start = _within(features.shape[-1] ** -0.5)
-            features = nn.relu(_linear(features, self.width, dtype, points.dtype, start, start))
+            features = nn.relu(Dense(self.width, dtype, points.dtype, start, start)(features))
         start = _within(features.shape[-1] ** -0.5)
-        outputs = _linear(features, 4, dtype, points.dtype, start, start)
+        outputs = Dense(4, dtype, points.dtype, start, start)(features)
         return activate(outputs.astype(points.dtype), self.density_activation)
 
 
@@ -89,13 +108,13 @@ class Siren(nn.Module):
         """Returns the values at each point; 0 to 1 is the range of an image, but nothing holds them in it."""
         dtype, inputs = coordinates.dtype, coordinates.shape[-1]
         # Phases of the first layer reach w0 radians: on a GPU, TF32 would shift them by a tenth.
-        sums = _linear(coordinates, self.width, dtype, dtype, _within(1 / inputs), precision="highest")
+        sums = Dense(self.width, dtype, dtype, _within(1 / inputs), precision="highest")(coordinates)
         start = _within((6 / self.width) ** 0.5 / self.w0)
         precision = "highest" if self.compute_dtype is None else None
         for width in (*[self.width] * (self.depth - 1), self.features):
             sines, _ = sine_and_cosine(self.w0 * sums.astype(dtype))
             hidden = sines.astype(self.compute_dtype or dtype)
-            sums = _linear(hidden, width, hidden.dtype, dtype, start, precision=precision)
+            sums = Dense(width, hidden.dtype, dtype, start, precision=precision)(hidden)
         return sums.astype(dtype) + 0.5
 
 
@@ -130,41 +149,9 @@ class FourierMLP(nn.Module):
         frequencies = self.param("frequencies", nn.initializers.normal(self.frequency_scale), shape, coordinates.dtype)
         hidden = gaussian_encoding(coordinates, jax.lax.stop_gradient(frequencies)).astype(dtype)
         for _ in range(self.depth):
-            hidden = nn.relu(_linear(hidden, self.width, dtype, coordinates.dtype, _cut_normal(hidden)))
-        outputs = _linear(hidden, self.features, dtype, coordinates.dtype, _cut_normal(hidden))
+            hidden = nn.relu(Dense(self.width, dtype, coordinates.dtype, _cut_normal(hidden))(hidden))
+        outputs = Dense(self.features, dtype, coordinates.dtype, _cut_normal(hidden))(hidden)
         return nn.sigmoid(outputs.astype(coordinates.dtype))
-
-
-def _linear(
-    features: Float[Array, "*points inputs"],
-    width: int,
-    dtype: Any,
-    param_dtype: Any,
-    kernel_init: Any,
-    bias_init: Any = nn.initializers.zeros,
-    precision: Any = None,
-) -> Array:
-    """Applies a new linear layer of the module that is being built."""
-    return Dense(width, dtype, param_dtype, kernel_init, bias_init, precision)(features)
-
-
-class Dense(nn.Module):
-    """flax's layer of that name, but the bias gradient is summed up in the bias's dtype, not in that of the matmul."""
-
-    width: int
-    dtype: Any
-    param_dtype: Any
-    kernel_init: Any
-    bias_init: Any
-    precision: Any
-
-    @nn.compact
-    def __call__(self, features: Float[Array, "*points inputs"]) -> Float[Array, "*points outputs"]:
-        """Returns the layer's sums."""
-        kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.width), self.param_dtype)
-        bias = self.param("bias", self.bias_init, (self.width,), self.param_dtype)
-        products = jnp.matmul(features.astype(self.dtype), kernel.astype(self.dtype), precision=self.precision)
-        return products + jnp.broadcast_to(bias, products.shape).astype(self.dtype)
 
 
 def _within(bound: float) -> Any:

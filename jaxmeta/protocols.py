@@ -196,8 +196,7 @@ def _changes(plan: Plan, protocol: Protocol, num_views: int) -> list[str]:
     query = next((query for needed, query in protocol.queries if num_views >= needed), None)
     fixed = {"support": ((protocol.support,), plan.supports), "query": (query, plan.query)}
     of_both = {} if plan.draws or protocol.draws else fixed  # drawn views follow from the number of draws
-    names = ("draws", "stages", "num_rays", "optimiser", "step_size")
-    of_both |= {name.replace("_", "-"): (getattr(protocol, name), getattr(plan, name)) for name in names}
+    of_both |= {name.replace("_", "-"): (getattr(protocol, name), getattr(plan, name)) for name in Plan._fields[3:]}
     return [flag for flag, (theirs, ours) in of_both.items() if theirs != ours]
 
 

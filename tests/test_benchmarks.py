@@ -36,15 +36,15 @@ def test_flags_that_measure_nothing_are_refused(words, told):
 
 
 def test_scaling_is_read_by_implementation_and_kind():
-    def line(devices, *milliseconds):
+    def line(implementation, devices, *milliseconds):
         rows = [
             {"scenes": scenes, "devices": devices, "ms per scene": ms}
             for scenes, ms in zip(dict.fromkeys((16 * devices, 64)), milliseconds, strict=True)
         ]
-        return json.dumps({"benchmark": "step_time", "rows": rows})
+        return json.dumps({"benchmark": "step_time", "implementation": implementation, "rows": rows})
 
     other = json.dumps({"benchmark": "time_to_psnr", "rows": [{"seed": 0}]})
-    log = ["== 1 devices, auto", "scenes  devices", line(1, 2.0, 1.0), other, "== 4 devices, xla", line(4, 0.5)]
+    log = ["== 1 devices, auto", "scenes  devices", line("auto", 1, 2.0, 1.0), other, line("xla", 4, 0.5)]
     assert scaling_figure.read_rates("\n".join(log)) == {
         "auto, 16 on each": {1: 500.0},
         "auto, 64 in all": {1: 1000.0},
