@@ -1,4 +1,4 @@
-"""The kernel that takes a tile of rows through all layers and the head."""
+"""The kernel that takes a tile of points through the encoding, all layers and the head."""
 
 import functools
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, BFloat16, Float, Int32
+from jaxtyping import Array, BFloat16, Float
 
+from jaxmeta.kernels.encoding import by_dimension, encode_chunk
 from jaxmeta.kernels.launching import (
     CHUNK,
     CONSUMERS,
-    RING,
     STRIPE,
     TILE,
     WIDTH,
@@ -25,28 +25,30 @@ from jaxmeta.kernels.launching import (
     tiled,
     turn,
 )
-from jaxmeta.kernels.layers import Ring, Work, columns_of, load, pack, store
+from jaxmeta.kernels.layers import RING, Ring, Work, columns_of, load, store
 
 
 def forward(
-    rows: BFloat16[Array, "rows features"],
+    points: Float[Array, "rows 3"],
+    turns: Float[Array, "4 columns"],
     weights: BFloat16[Array, "stacked 256"],
     biases: Float[Array, "layers 256"],
 ) -> Float[Array, "rows 8"]:
-    """Returns the head's outputs, without its bias and filled up with zeros; under a vmap scenes share one launch."""
-    return _forward(rows, weights, biases)
+    """Returns the head's outputs, without its bias and filled up with zeros; under a vmap scenes share one launch.
+
+    `turns` is the encoding's table.
+    """
+    return _forward(points, turns, weights, biases)
 
 
 def forward_keeping(
-    rows: BFloat16[Array, "rows features"],
+    points: Float[Array, "rows 3"],
+    turns: Float[Array, "4 columns"],
     weights: BFloat16[Array, "stacked 256"],
     biases: Float[Array, "layers 256"],
-) -> tuple[Float[Array, "rows 8"], list[BFloat16[Array, "rows 256"]], Int32[Array, "layers padded_rows 8"]]:
-    """Returns as `forward`, and each layer's activations, and in bits where relu cut them off, for `backward`.
-
-    Bit 31 - j of [layer, row, c] is the sign of column 8 j + c before relu: each thread packs what it holds.
-    """
-    return _forward_keeping(rows, weights, biases)
+) -> tuple[Float[Array, "rows 8"], list[BFloat16[Array, "rows 256"]]]:
+    """Returns as `forward`, and each layer's activations, for `backward`."""
+    return _forward_keeping(points, turns, weights, biases)
 
 
 class _Plan(NamedTuple):
@@ -67,13 +69,13 @@ class _Plan(NamedTuple):
 class _Arrays(NamedTuple):
     """In global memory."""
 
-    rows: Any
+    points: Any
+    turns: Any
     weights: Any
     biases: Any
     outputs: Any
     activations: Sequence[Any]
     """Of each layer; none if nothing is kept."""
-    cut: Any
 
 
 class _Buffers(NamedTuple):
@@ -81,25 +83,30 @@ class _Buffers(NamedTuple):
 
     ring: Ring
     tiles: Any
+    points: Any
+    turns: Any
     bias: Any
-    rows_here: Any
+    points_here: Any
+    turns_here: Any
     bias_here: Any
     bias_free: Any
 
 
-def _launch(keep: bool, rows: Array, weights: Array, biases: Array) -> Any:
-    num_scenes, num_rows, num_features = rows.shape
-    num_layers = biases.shape[1]
+def _launch(keep: bool, points: Array, turns: Array, weights: Array, biases: Array) -> Any:
+    num_scenes, num_rows, _ = points.shape
+    num_layers, num_features = biases.shape[1], turns.shape[2]
     plan = _Plan(Work(num_scenes, num_rows), (num_features // CHUNK, *[WIDTH // CHUNK] * (num_layers - 1)))
     padded_rows = plan.work.padded_rows
     out_type = [jax.ShapeDtypeStruct((num_scenes, padded_rows, STRIPE), jnp.float32)]
     if keep:
         out_type += [jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16)] * num_layers
-        out_type.append(jax.ShapeDtypeStruct((num_scenes, num_layers, padded_rows, STRIPE), jnp.int32))
     scratch = Ring.scratch((CHUNK, WIDTH)) | {
         "tiles": tiled((CONSUMERS, WIDTH // CHUNK, TILE, CHUNK)),
+        "points": plgpu.SMEM((CONSUMERS, 3, TILE), jnp.float32),
+        "turns": plgpu.SMEM(turns.shape[1:], jnp.float32),
         "bias": plgpu.SMEM((2, WIDTH), jnp.float32),
-        "rows_here": plgpu.Barrier(num_arrivals=plan.chunks[0], num_barriers=CONSUMERS),
+        "points_here": plgpu.Barrier(num_barriers=CONSUMERS),
+        "turns_here": plgpu.Barrier(),
         "bias_here": plgpu.Barrier(num_barriers=2),
         "bias_free": plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=2),
     }
@@ -108,27 +115,29 @@ def _launch(keep: bool, rows: Array, weights: Array, biases: Array) -> Any:
         out_type,
         scratch,
         "network_forward",
+        CONSUMERS + 1,
         grid=(plan.work.blocks,),
         grid_names=("block",),
-    )(rows, weights, biases)
+    )(by_dimension(points), turns[0], weights, biases)
     outputs = outputs[:, :num_rows]
-    return (outputs, kept[:-1], kept[-1]) if keep else outputs
+    return (outputs, kept) if keep else outputs
 
 
 def _body(plan: _Plan, *refs: Any, slots: Any, full: Any, free: Any, **scratch: Any) -> None:
-    rows, weights, biases, outputs, *kept = refs
-    arrays = _Arrays(rows, weights, biases, outputs, kept[:-1], kept[-1] if kept else None)
+    points, turns, weights, biases, outputs, *activations = refs
+    arrays = _Arrays(points, turns, weights, biases, outputs, activations)
     buffers = _Buffers(Ring(slots, full, free), **scratch)
     me, num_items = lax.axis_index("warpgroup"), plan.work.num_items()
     take_roles(
         me,
-        copy=lambda: _copy_weights(plan, arrays, buffers, num_items),
-        multiply=lambda: _multiply(plan, arrays, buffers, me, num_items),
+        (CONSUMERS, 232, lambda: _multiply(plan, arrays, buffers, me, num_items)),
+        (1, 40, lambda: _copy_weights(plan, arrays, buffers, num_items)),
     )
 
 
 def _copy_weights(plan: _Plan, arrays: _Arrays, buffers: _Buffers, num_items: Any) -> None:
     """Copies the slices of weights and the biases in the order in which `_multiply` uses them."""
+    plgpu.copy_gmem_to_smem(arrays.turns, buffers.turns, buffers.turns_here)
 
     @pl.loop(0, num_items)
     def _(index: Any) -> None:
@@ -143,7 +152,7 @@ def _copy_weights(plan: _Plan, arrays: _Arrays, buffers: _Buffers, num_items: An
             for k in range(num_chunks):
                 buffers.ring.fill(number + k, arrays.weights.at[scene, pl.ds(top + k * CHUNK, CHUNK), :])
             number, top = number + num_chunks, top + num_chunks * CHUNK
-        buffers.ring.fill(number, arrays.weights.at[scene, pl.ds(top + WIDTH, CHUNK), :])
+        buffers.ring.fill(number, arrays.weights.at[scene, pl.ds(top, CHUNK), :])
 
     drain(buffers.ring.free, RING, num_items * plan.slices)
     drain(buffers.bias_free, 2, num_items * plan.layers)
@@ -151,14 +160,11 @@ def _copy_weights(plan: _Plan, arrays: _Arrays, buffers: _Buffers, num_items: An
 
 def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_items: Any) -> None:
     """Takes a warpgroup's tile of each item of the block through all layers."""
-    tile, here = buffers.tiles.at[me], buffers.rows_here.at[me]
-    keep = bool(arrays.activations)
+    tile, points, here = buffers.tiles.at[me], buffers.points.at[me], buffers.points_here.at[me]
 
     def fetch(index: Any) -> None:
         scene, some = plan.work.place(index, me)
-        for k in range(plan.chunks[0]):
-            columns = pl.ds(k * CHUNK, CHUNK)
-            plgpu.copy_gmem_to_smem(arrays.rows.at[scene, some, columns], tile.at[k], here)
+        plgpu.copy_gmem_to_smem(arrays.points.at[scene, :, some], points, here)
 
     def run_layer(index: Any, layer: Any, num_chunks: int, number: Any) -> None:
         scene, some = plan.work.place(index, me)
@@ -167,19 +173,23 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_item
         values = buffers.ring.multiply(number, pairs, WIDTH)
         plgpu.barrier_wait(buffers.bias_here.at[which])
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        word = _add_bias_and_cut(values, buffers.bias, which, tile, keep=keep)
+        _add_bias_and_cut(values, buffers.bias, which, tile)
         plgpu.barrier_arrive(buffers.bias_free.at[which])
-        if keep:
-            arrays.cut.at[scene, layer, some, :][...] = word
         for one, target in enumerate(arrays.activations):
             pl.when(layer == one)(lambda target=target: store(tile, target.at[scene, some, :]))
 
     fetch(0)
+    plgpu.barrier_wait(buffers.turns_here)
 
     @pl.loop(0, num_items)
     def _(index: Any) -> None:
         number = index * plan.slices
         plgpu.barrier_wait(here)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        for k in range(plan.chunks[0]):
+            tile[k] = encode_chunk(points, buffers.turns, k * CHUNK)
+        plgpu.commit_smem()
+        pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
         run_layer(index, jnp.int32(0), plan.chunks[0], number)
         number += plan.chunks[0]
 
@@ -191,24 +201,18 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_item
         scene, some = plan.work.place(index, me)
         head = buffers.ring.multiply(number, [functools.partial(_head, tile)], STRIPE)
         arrays.outputs.at[scene, some, :][...] = head
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
 
     plgpu.wait_smem_to_gmem(0)
 
 
-def _add_bias_and_cut(values: Any, bias: Any, which: Any, tile: Any, *, keep: bool) -> Any:
-    """Writes relu of the layer's sums into the tile; returns what it cut off, in bits, if that is kept."""
-    word: Any = None
+def _add_bias_and_cut(values: Any, bias: Any, which: Any, tile: Any) -> None:
+    """Writes relu of the layer's sums into the tile."""
     for k in range(WIDTH // CHUNK):
         one_row = load(bias.at[which, pl.ds(k * CHUNK, CHUNK)], plgpu.Layout.WGMMA.reduce(0))
         some_values = columns_of(values, k * CHUNK, CHUNK)
         some_values = some_values + lax.broadcast_in_dim(one_row, some_values.shape, (1,))
-        if keep:
-            word = pack(some_values, word)
         tile[k] = jnp.maximum(some_values, 0.0).astype(jnp.bfloat16)
     plgpu.commit_smem()
-    return word
 
 
 def _head(tile: Any, slot: Any) -> list[tuple[Any, Any]]:

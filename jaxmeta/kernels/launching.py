@@ -24,8 +24,6 @@ MULTIPROCESSORS = 132
 """Blocks that run at a time: as many as an H100 or H200 has multiprocessors. Read by `at_once` alone."""
 CONSUMERS = 2
 """Warpgroups of a block that multiply."""
-RING = 4
-"""Buffers of a ring. More leave too little memory for what the compiler spills, fewer run dry."""
 
 
 def at_once(pieces: int, blocks: int = 1) -> int:
@@ -59,39 +57,39 @@ def over_scenes(launch: Callable[..., Any], *, rows_only: bool = False) -> Calla
 
 
 def call(
-    body: Callable[..., None], out_type: Sequence[Any], scratch: dict[str, Any], name: str, **grid: Any
+    body: Callable[..., None], out_type: Sequence[Any], scratch: dict[str, Any], name: str, warpgroups: int, **grid: Any
 ) -> Callable[..., Any]:
-    """Returns the kernel that runs `body(*operands, *results, **scratch)` in three warpgroups of every block."""
+    """Returns the kernel that runs `body(*operands, *results, **scratch)` in so many warpgroups of every block."""
     return plgpu.kernel(
         lambda *refs: pl.run_scoped(functools.partial(body, *refs), collective_axes="warpgroup", **scratch),
         out_type=out_type,
         kernel_name=name,
         compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=0),
-        num_threads=CONSUMERS + 1,
+        num_threads=warpgroups,
         thread_name="warpgroup",
         **grid,
     )
 
 
-def take_roles(
-    me: Any, copy: Callable[[], None], multiply: Callable[[], None], *, registers: tuple[int, int] = (40, 232)
-) -> None:
-    """Has the last warpgroup `copy` and the others `multiply`, with so many registers for a thread of each."""
+def take_roles(me: Any, *roles: tuple[int, int, Callable[[], None]]) -> None:
+    """Has warpgroups do their work: roles are how many of them, registers for a thread of each, and the work."""
+    registers = 65536 // (128 * sum(count for count, _, _ in roles))
+    first = 0
+    for count, own, work in roles:
 
-    @pl.when(me == CONSUMERS)
-    def _() -> None:
-        plgpu.set_max_registers(registers[0], action="decrease")
-        copy()
+        @pl.when((me >= first) & (me < first + count))
+        def _(own: int = own, work: Callable[[], None] = work) -> None:
+            plgpu.set_max_registers(own, action="increase" if own > registers else "decrease")
+            work()
 
-    @pl.when(me < CONSUMERS)
-    def _() -> None:
-        plgpu.set_max_registers(registers[1], action="increase")
-        multiply()
+        first += count
 
 
 def tiled(shape: tuple[int, ...]) -> Any:
     """Returns a bfloat16 array in shared memory in the order in which the hardware's matmul reads it."""
-    return plgpu.SMEM(shape, jnp.bfloat16, transforms=(plgpu.TilingTransform((8, CHUNK)), plgpu.SwizzleTransform(128)))
+    columns = min(CHUNK, shape[-1])
+    transforms = plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(2 * columns)
+    return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
 
 def drain(free: Any, count: int, total: Any) -> None:

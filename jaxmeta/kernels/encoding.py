@@ -1,0 +1,79 @@
+"""The positional encoding as the kernels compute it, of a tile of points at a time."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, BFloat16, Float
+
+from jaxmeta.encoding import positional_frequencies
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, TILE
+from jaxmeta.kernels.layers import load
+
+_MULTIPLE = 128
+"""Columns come in multiples of this."""
+_ROUNDING = 1.5 * 2.0**23
+"""Added to a float32 and taken away again, it leaves the nearest whole number."""
+
+
+def table(num_frequencies: int, max_log2_frequency: float) -> Float[np.ndarray, "4 columns"]:
+    """Returns what makes `encoding.positional_encoding` of a point: turns for a unit of x, y and z, and turns more.
+
+    All columns are sines, in turns instead of radians. Those beyond the encoding's are zero, as are their sines.
+    """
+    frequencies = positional_frequencies(num_frequencies, max_log2_frequency) / (2.0 * np.pi)
+    num_features = 6 * num_frequencies
+    turns = np.zeros((4, num_features + -num_features % _MULTIPLE), np.float32)
+    columns = np.arange(num_features).reshape(num_frequencies, 2, 3)  # sine before cosine
+    for dimension in range(3):
+        turns[dimension, columns[:, :, dimension]] = frequencies[:, None]
+    turns[3, columns[:, 1]] = 0.25
+    return turns
+
+
+def by_dimension(points: Float[Array, "scenes rows 3"]) -> Float[Array, "scenes 3 padded_rows"]:
+    """Returns coordinates as the kernels copy them, by tiles, and filled up to whole groups of these."""
+    return jnp.pad(points.mT, ((0, 0), (0, 0), (0, -points.shape[1] % (CONSUMERS * TILE))))
+
+
+def encode(points: Iterable[Any], turns: Iterable[Any]) -> BFloat16[Array, "*_"]:
+    """Returns the sines, to 2e-5, which is below what bfloat16 can tell.
+
+    Takes arrays of x, y and z, and the rows of the table, all of shapes that go together.
+    """
+    x, y, z = points
+    by_x, by_y, by_z, more = turns
+    place = more + x * by_x + y * by_y + z * by_z
+    return _sine(place - ((place + _ROUNDING) - _ROUNDING)).astype(jnp.bfloat16)
+
+
+def encode_chunk(points: Any, turns: Any, start: Any) -> Any:
+    """Returns 64 columns, from `start` on, of the encoding of a tile of points [3, 64], both in shared memory."""
+    shape, layout = (TILE, CHUNK), plgpu.Layout.WGMMA
+    rows = [load(points.at[k], layout.reduce(1)) for k in range(3)]
+    columns = [load(turns.at[k, pl.ds(start, CHUNK)], layout.reduce(0)) for k in range(4)]
+    return encode(
+        [lax.broadcast_in_dim(row, shape, (0,)) for row in rows],
+        [lax.broadcast_in_dim(column, shape, (1,)) for column in columns],
+    )
+
+
+def _fit_sine() -> list[float]:
+    """Returns the polynomial of `_sine`, in squares of the turns, from its values at Chebyshev's points."""
+    square = 0.125 + 0.125 * np.cos(np.pi * (np.arange(64) + 0.5) / 64)
+    turns = np.sqrt(square)
+    return np.polyfit(square, np.sin(2 * np.pi * turns) / (turns * (0.25 - square)), 3).tolist()
+
+
+_SINE = _fit_sine()
+
+
+def _sine(turns: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Returns `sin(2 pi turns)` for turns from -1/2 to 1/2."""
+    square = turns * turns
+    third, second, first, constant = _SINE
+    return turns * (0.25 - square) * (((third * square + second) * square + first) * square + constant)
