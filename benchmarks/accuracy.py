@@ -1,6 +1,6 @@
 """Compares the field's gradients in bfloat16 with float64, on random parameters and points.
 
-    python benchmarks/accuracy.py                          on a Hopper GPU: the fused kernels and XLA
+    python benchmarks/accuracy.py                          on a Hopper GPU: the fused kernels, both sets, and XLA
     python benchmarks/accuracy.py --implementations auto   on any device
 
 Prints a row for each size and implementation, and one line of JSON: the norm of the difference to float64 over its
@@ -18,6 +18,7 @@ from measuring import read_flags, tell
 
 from jaxmeta.errors import run_command
 from jaxmeta.fields import RadianceField
+from jaxmeta.fused import fused_apply
 from jaxmeta.kinds.views import field_apply
 
 POISON = 2**30
@@ -28,8 +29,8 @@ POISON = 2**30
 class AccuracyConfig:
     """Compare the field's gradients with float64."""
 
-    implementations: tuple[Literal["auto", "fused", "xla"], ...] = ("fused", "xla")
-    """Of the network."""
+    implementations: tuple[Literal["auto", "fused", "fused-many", "xla"], ...] = ("fused", "fused-many", "xla")
+    """Of the network; these sizes have few points, `fused-many` takes the kernels for many all the same."""
     sizes: tuple[tuple[int, int, int], ...] = ((1, 5, 7), (2, 127, 61), (3, 37, 101), (4, 128, 128))
     """Scenes, rays and samples."""
     seed: int = 0
@@ -45,13 +46,22 @@ def main() -> None:
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
             exact = jax.device_get(gradients(RadianceField().apply, *jax.tree.map(np.float64, (params, points))))
         for implementation in wanted.implementations:
-            apply = field_apply(RadianceField(compute_dtype=jnp.bfloat16), implementation)
+            apply = apply_by(implementation)
             jnp.full(POISON // 4, jnp.nan).block_until_ready().delete()
             found = jax.device_get(gradients(apply, params, points))
             pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True))
             row = {"scenes": scenes, "rays": shape[0], "samples": shape[1], "implementation": implementation}
             rows.append(row | {"all": farthest(pairs), "worst": max(farthest([pair]) for pair in pairs)})
     tell(rows, {"benchmark": "accuracy", "seed": wanted.seed})
+
+
+def apply_by(implementation: str) -> Any:
+    """Returns the field of that implementation."""
+    field = RadianceField(compute_dtype=jnp.bfloat16)
+    if implementation != "fused-many":
+        return field_apply(field, implementation)
+    field_apply(field, "fused")  # refuses what the kernels cannot do
+    return fused_apply(field, many=0)
 
 
 def draw(scenes: int, shape: list[int], seed: int) -> tuple[Any, Any]:

@@ -16,6 +16,9 @@ from jaxtyping import PyTree
 
 from jaxmeta.errors import InputError, OutOfMemoryError
 
+_SIDE_BY_SIDE = "side by side"
+"""Axis of the scenes of one device; `scenes` is that of the devices."""
+
 
 def join_processes(
     coordinator: str | None, num_processes: int | None, process_id: int | None, *, heartbeat: int
@@ -138,7 +141,15 @@ def over_scenes(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     Each device runs it on its own scenes, side by side.
     """
     in_axes = (None, 0, 0)
-    return apart(jax.vmap(function, in_axes), mesh, in_axes)
+    return apart(jax.vmap(function, in_axes, axis_name=_SIDE_BY_SIDE), mesh, in_axes)
+
+
+def scenes_side_by_side() -> int:
+    """Returns how many scenes a function that `over_scenes` runs is given on its device at once; elsewhere 1."""
+    try:
+        return jax.lax.axis_size(_SIDE_BY_SIDE)
+    except NameError:
+        return 1
 
 
 def padded_size(num_scenes: int, mesh: Mesh) -> int:

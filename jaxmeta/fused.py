@@ -4,13 +4,14 @@
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxmeta.devices import scenes_side_by_side
 from jaxmeta.fields import RadianceField, activate
 from jaxmeta.metalearning import Params
 
@@ -21,14 +22,24 @@ UNKNOWN_VERSION = f"jax {jax.__version__} is not one of {', '.join(f'{version}x'
 _ROWS = 8
 """The kernels' rows come in multiples of this; what is missing is filled up."""
 
+MANY = 2**17
+"""Eight scenes of 128 rays of 128 samples: 16 are faster layer by layer, one is slower (benchmarks/kernels.md)."""
+_TINY = 1e-30
+"""Stands for a bias of zero."""
 
-def fused_apply(field: RadianceField) -> Callable[[Params, Float[Array, "*points 3"]], Any]:
-    """Returns `field.apply`, `(params, points) -> (density, rgb)`, with matmuls on bfloat16 operands."""
+
+def fused_apply(field: RadianceField, *, many: int = MANY) -> Callable[[Params, Float[Array, "*points 3"]], Any]:
+    """Returns `field.apply`, `(params, points) -> (density, rgb)`, with matmuls on bfloat16 operands.
+
+    Args:
+      field: has what it takes, see `obstacle`.
+      many: points of all scenes of a device from which on its gradients come of the kernels for many.
+    """
 
     def apply(params: Params, points: Float[Array, "*points 3"]) -> Any:
         flat = points.reshape(-1, 3)
         filled = jnp.pad(flat, ((0, -len(flat) % _ROWS), (0, 0)))
-        outputs: Any = _network(field, params["params"], filled)
+        outputs: Any = _network(field, many, params["params"], filled)
         return activate(outputs[: len(flat)].reshape(*points.shape[:-1], 4), field.density_activation)
 
     return apply
@@ -52,36 +63,89 @@ def obstacle(field: RadianceField) -> str | None:
     return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+class _Few(NamedTuple):
+    """What goes from forward to backward where the points are few: all layers in two kernels, for launches count."""
+
+    rows: Array
+    weights: Array
+    activations: Sequence[Array]
+    cut: Array
+    points: Array
+
+
+class _Many(NamedTuple):
+    """The same where they are many: layer by layer, which reads and writes less."""
+
+    weights: Array
+    head: Array
+    activations: Sequence[Array]
+    points: Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _network(
-    field: RadianceField, params: dict[str, Any], points: Float[Array, "points 3"]
+    field: RadianceField, many: int, params: dict[str, Any], points: Float[Array, "points 3"]
 ) -> Float[Array, "points 4"]:
     from jaxmeta.kernels.forward import forward  # brings half a second of imports, which only these GPUs need
 
-    return forward(points, *_operands(field, params))[:, :4] + _head(params)["bias"]
+    del many  # there is no gradient
+    return forward(points, _table(field), *_stacked(field, params))[:, :4] + _head(params)["bias"]
 
 
 def _forward(
-    field: RadianceField, params: dict[str, Any], points: Float[Array, "points 3"]
-) -> tuple[Float[Array, "points 4"], Any]:
-    from jaxmeta.kernels.forward import forward_keeping  # here as in _network
+    field: RadianceField, many: int, params: dict[str, Any], points: Float[Array, "points 3"]
+) -> tuple[Float[Array, "points 4"], _Few | _Many]:
+    from jaxmeta.kernels.encoding import encode  # here as in _network
+    from jaxmeta.kernels.forward import forward_keeping, forward_marking
 
-    turns, weights, biases = _operands(field, params)
-    outputs, activations = forward_keeping(points, turns, weights, biases)
-    return outputs[:, :4] + _head(params)["bias"], (weights, _head(params)["kernel"], points, turns, activations)
+    turns, (weights, biases) = _table(field), _stacked(field, params)
+    if scenes_side_by_side() * len(points) < many:
+        rows = encode([points[:, k, None] for k in range(3)], turns)
+        # Relu cuts off what has a sign, and so must be a sum of nothing, where all units below are cut off.
+        biases = jnp.where(biases == 0.0, -_TINY, biases)
+        outputs, activations, cut = forward_marking(rows, weights, biases)
+        kept = _Few(rows, weights, activations, cut, points)
+    else:
+        outputs, activations = forward_keeping(points, turns, weights, biases)
+        kept = _Many(weights, _head(params)["kernel"], activations, points)
+    return outputs[:, :4] + _head(params)["bias"], kept
 
 
-def _backward(field: RadianceField, residuals: Any, gradient: Float[Array, "points 4"]) -> tuple[dict[str, Any], Array]:
-    from jaxmeta.kernels.backward import NARROW, backward  # here as in _network
-
-    weights, head, points, turns, activations = residuals
-    narrow = [jnp.pad(array.astype(jnp.bfloat16), ((0, 0), (0, NARROW - 4))) for array in (gradient, head)]
-    kernels, biases = backward(narrow[0], weights, narrow[1], points, turns, activations)
-    kernels = [kernels[0][: 6 * field.num_frequencies], *kernels[1:-1], kernels[-1][:, :4]]
+def _backward(
+    field: RadianceField, many: int, kept: _Few | _Many, gradient: Float[Array, "points 4"]
+) -> tuple[dict[str, Any], Array]:
+    del many  # told by what was kept
+    if isinstance(kept, _Few):
+        kernels, biases = _backward_few(field, kept, gradient)
+    else:
+        kernels, biases = _backward_many(field, kept, gradient)
+    kernels[0] = kernels[0][: 6 * field.num_frequencies]
     biases = [*biases, jnp.sum(gradient, axis=0)]
     layers = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True)]
     # Nobody asks where the field's points should move.
-    return {f"Dense_{index}": layer for index, layer in enumerate(layers)}, jnp.zeros_like(points)
+    return {f"Dense_{index}": layer for index, layer in enumerate(layers)}, jnp.zeros_like(kept.points)
+
+
+def _backward_few(field: RadianceField, kept: _Few, gradient: Float[Array, "points 4"]) -> tuple[list[Array], Any]:
+    from jaxmeta.kernels.backward import backward  # here as in _network
+    from jaxmeta.kernels.launching import CHUNK, WIDTH
+    from jaxmeta.kernels.weight_gradients import weight_gradients
+
+    narrow = gradient.astype(jnp.bfloat16)
+    gradients = backward(jnp.pad(narrow, ((0, 0), (0, CHUNK - 4))), kept.weights, kept.cut)
+    products, sums = weight_gradients([kept.rows, *kept.activations[:-1]], gradients)
+    first, others = jnp.split(products, [kept.rows.shape[-1]])
+    head = jnp.matmul(kept.activations[-1].T, narrow, preferred_element_type=jnp.float32)
+    biases = [first[6 * field.num_frequencies], *sums]  # a one stands there in every row
+    return [first, *others.reshape(len(sums), WIDTH, WIDTH), head], biases
+
+
+def _backward_many(field: RadianceField, kept: _Many, gradient: Float[Array, "points 4"]) -> tuple[list[Array], Any]:
+    from jaxmeta.kernels.layerwise import NARROW, layerwise  # here as in _network
+
+    narrow, head = (jnp.pad(array.astype(jnp.bfloat16), ((0, 0), (0, NARROW - 4))) for array in (gradient, kept.head))
+    kernels, biases = layerwise(narrow, kept.weights, head, kept.points, _table(field), kept.activations)
+    return [*kernels[:-1], kernels[-1][:, :4]], biases
 
 
 _network.defvjp(_forward, _backward)
@@ -91,13 +155,18 @@ def _head(params: dict[str, Any]) -> dict[str, Any]:
     return params[f"Dense_{len(params) - 1}"]
 
 
-def _operands(field: RadianceField, params: dict[str, Any]) -> tuple[Array, ...]:
-    """Returns what the forward kernels take besides points: the encoding's table, stacked weights and biases."""
+def _table(field: RadianceField) -> Float[Array, "4 columns"]:
     from jaxmeta.kernels.encoding import table  # here as in _network
-    from jaxmeta.kernels.layers import stack
 
-    turns = table(field.num_frequencies, field.max_log2_frequency)
+    return jnp.asarray(table(field.num_frequencies, field.max_log2_frequency))
+
+
+def _stacked(field: RadianceField, params: dict[str, Any]) -> tuple[Array, Array]:
+    """Returns all layers' weights, as the kernels take them, and biases."""
+    from jaxmeta.kernels.layers import stack  # here as in _network
+
     layers = [params[f"Dense_{index}"] for index in range(field.depth)]
-    first = jnp.pad(layers[0]["kernel"], ((0, turns.shape[1] - 6 * field.num_frequencies), (0, 0)))
+    missing = _table(field).shape[1] - 6 * field.num_frequencies
+    first = jnp.pad(layers[0]["kernel"], ((0, missing), (0, 0)))
     weights = stack([first, *(layer["kernel"] for layer in layers[1:])], _head(params)["kernel"])
-    return jnp.asarray(turns), weights, jnp.stack([layer["bias"] for layer in layers])
+    return weights, jnp.stack([layer["bias"] for layer in layers])

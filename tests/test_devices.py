@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from jaxmeta import devices
-from jaxmeta.devices import by_scene, compilation_clock, describe, padded_size, replicated, resolve_dtype, scene_mesh
+from jaxmeta.devices import (
+    by_scene,
+    compilation_clock,
+    describe,
+    over_scenes,
+    padded_size,
+    replicated,
+    resolve_dtype,
+    scene_mesh,
+    scenes_side_by_side,
+)
 
 
 def test_the_mesh_holds_every_device():
@@ -27,6 +37,25 @@ def test_scenes_are_shared_and_params_are_everywhere(mesh8):
     assert [shard.data.shape for shard in whole.addressable_shards] == [(16, 2)] * 8
     second_axis = jax.device_put(array.T, by_scene(mesh8, axis=1))
     assert [shard.data.shape for shard in second_axis.addressable_shards] == [(2, 2)] * 8
+
+
+def test_a_function_knows_how_many_scenes_its_device_was_given(mesh8, mesh1):
+    @jax.custom_vjp
+    def loss(params):
+        return params
+
+    loss.defvjp(lambda params: (params, scenes_side_by_side()), lambda scenes, _: (jnp.float32(scenes),))
+
+    def count(shared, one, other):
+        def step(total, _):
+            return total + jax.grad(loss)(total), None  # as the kernels ask: in a gradient in a scan
+
+        return jax.lax.scan(step, shared + one + other, length=2)[0]
+
+    zeros = jnp.zeros(16)
+    for mesh, scenes in ((mesh8, 2), (mesh1, 16)):
+        np.testing.assert_array_equal(jax.jit(over_scenes(count, mesh))(0.0, zeros, zeros), 2.0 * scenes)
+    assert scenes_side_by_side() == 1
 
 
 @given(num_scenes=st.integers(0, 1000))

@@ -1,14 +1,14 @@
-"""The hidden layers of many scenes' networks, each with its own weights, as three kernels for NVIDIA's Hopper GPUs.
+"""Many scenes' networks, each with its own weights, as kernels for NVIDIA's Hopper GPUs.
 
-`forward` runs all layers, `backward` takes the gradient back through all of them, `weight_gradients` multiplies what
-the layers were given by what came back. XLA takes two or three passes over memory for each layer; here the rows stay on
-the chip from the first layer to the last, and only what another kernel needs is written. Operands are bfloat16, sums
-float32.
+XLA takes two or three passes over memory for each layer. Here `forward` keeps a tile of rows on the chip from the
+encoding to the head. Backward there are two ways, of which `fused` takes the faster: for few points `backward` takes a
+tile through all layers and `weight_gradients` multiplies what the layers were given by what came back, two launches in
+all; for many `layerwise` has a launch for each layer, which does both for it. Operands are bfloat16, sums float32.
 
 Written in Pallas for its Mosaic GPU backend. Blocks of threads live as long as the kernel and take pieces of work in
-turn. In each, one warpgroup copies weights, or in `weight_gradients` rows, into a ring of buffers in shared memory, and
-two multiply. benchmarks/kernels.md tells what was tried.
+turn. In each, one warpgroup copies weights or rows into a ring of buffers in shared memory, and two multiply; in
+`layerwise` a fourth takes the gradient on. benchmarks/kernels.md tells what was tried.
 
-Shapes: rows are samples of rays, a multiple of 8 of them; `features` is 128 or 256; of `stacked` weights see
-`layers.stack`.
+Shapes: rows are samples of rays, a multiple of 8 of them; columns of the encoding are 128 or 256; of `stacked` weights
+see `layers.stack`.
 """

@@ -1,16 +1,16 @@
-"""The kernel that takes gradients back through a layer: to its weights, and on to the layer below."""
+"""The kernel that takes a tile of gradients back through the head and all layers but the first."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, BFloat16, Float
+from jaxtyping import Array, BFloat16, Int32
 
-from jaxmeta.kernels.encoding import by_dimension, encode_chunk
 from jaxmeta.kernels.launching import (
     CHUNK,
     CONSUMERS,
@@ -24,346 +24,158 @@ from jaxmeta.kernels.launching import (
     tiled,
     turn,
 )
-from jaxmeta.kernels.layers import load
-from jaxmeta.kernels.slabs import PAIR, Slabs
-
-NARROW = 16
-"""Columns that the head's gradient is filled up to: the depth of the hardware's matmul."""
-_HALF = WIDTH // PAIR
+from jaxmeta.kernels.layers import RING, Ring, Work, load, store, unpack
 
 
 def backward(
-    gradient: BFloat16[Array, "rows 16"],
+    gradient: BFloat16[Array, "rows 64"],
     weights: BFloat16[Array, "stacked 256"],
-    head: BFloat16[Array, "256 16"],
-    points: Float[Array, "rows 3"],
-    turns: Float[Array, "4 columns"],
-    activations: Sequence[BFloat16[Array, "rows 256"]],
-) -> tuple[list[Float[Array, "_ _"]], list[Float[Array, "256"]]]:
-    """Returns the gradients of the weights of each layer and of the head, and of the biases of each layer.
-
-    `gradient` is that of the head's outputs and `head` its weights, both filled up with zeros. The gradients of the
-    head's weights have 8 columns.
-    """
-    return _backward(gradient, weights, head, points, turns, *activations)
-
-
-_Kind = Literal["head", "layer", "first"]
-"""What a kernel goes through: the head, a layer, or the first layer, from which nothing goes on."""
+    cut: Int32[Array, "layers padded_rows 8"],
+) -> list[BFloat16[Array, "rows 256"]]:
+    """Returns the gradients of each layer's sums, before relu, given the head's outputs', filled up with zeros."""
+    return _backward(gradient, weights, cut)
 
 
 class _Plan(NamedTuple):
-    work: Slabs
-    kind: _Kind
-    inputs: int
-    outputs: int
-    first_row: int
-    """Of the weights in the stacked ones; the head's are an array of their own."""
+    work: Work
+    layers: int
+    head: int
+    """Its first row in the stacked weights."""
 
     @property
-    def share(self) -> int:
-        """Of the inputs, which a block takes."""
-        return self.inputs // PAIR
-
-    @property
-    def ring(self) -> int:
-        """Slabs that are copied ahead: as many as there is room for."""
-        return 6 if self.kind == "head" else 3
+    def slices(self) -> int:
+        """Of weights that a tile meets; the head's is the first."""
+        return 1 + (self.layers - 1) * (WIDTH // CHUNK)
 
 
 class _Arrays(NamedTuple):
     """In global memory."""
 
     gradient: Any
-    """Of the outputs, or of the sums before relu; the head's in columns."""
-    inputs: Any
-    """Those of the first layer are points, which its kernel encodes."""
-    weights: Any = None
-    ones: Any = None
-    rows: Any = None
-    """The head's gradient in rows."""
-    turns: Any = None
-    products: Any = None
-    below: Any = None
-    sums: Any = None
+    weights: Any
+    cut: Any
+    out: Sequence[Any]
 
 
 class _Buffers(NamedTuple):
-    """In shared memory, with the barriers that tell when they are full and when all are done with them."""
+    """In shared memory, with the barriers that tell when they are full."""
 
-    left: Any
-    right: Any
-    full: Any
-    free: Any
-    row: Any = None
-    kernel: Any = None
-    kernel_here: Any = None
-    kernel_free: Any = None
-    out: Any = None
-    one: Any = None
-    one_here: Any = None
-    points: Any = None
-    turns: Any = None
-    turns_here: Any = None
-    made: Any = None
+    ring: Ring
+    tiles: Any
+    first: Any
+    words: Any
+    first_here: Any
+    words_here: Any
 
 
-class _Place(NamedTuple):
-    """What a warpgroup is, and which slabs its pair takes."""
-
-    me: Any
-    block: Any
-    pair: Any
-    begin: Any
-    end: Any
-
-
-def _launch(
-    gradient: Array, weights: Array, head: Array, points: Array, turns: Array, *activations: Array
-) -> tuple[list[Array], list[Array]]:
-    columns = jnp.pad(gradient[..., :STRIPE].mT, ((0, 0), (0, 0), (0, -gradient.shape[1] % CHUNK)))
-    passes = [_pass("head", columns, activations[-1], weights=head, rows=gradient)]
-    first_row = turns.shape[2] + (len(activations) - 2) * WIDTH
-    for below in activations[-2::-1]:
-        passes.append(_pass("layer", passes[-1]["below"], below, first_row, weights=weights))
-        first_row -= WIDTH
-    first = _pass("first", passes[-1]["below"], by_dimension(points), turns=turns[0])
-    return [one["products"] for one in (first, *passes[::-1])], [one["sums"] for one in passes[::-1]]
-
-
-def _pass(kind: _Kind, gradient: Array, inputs: Array, first_row: int = 0, **extra: Array) -> dict[str, Array]:
-    """Takes the gradient through one layer or the head."""
-    is_head, is_first = kind == "head", kind == "first"
-    num_scenes, num_rows = inputs.shape[:2] if is_head else gradient.shape[:2]
-    num_outputs = STRIPE if is_head else WIDTH
-    num_inputs = extra["turns"].shape[1] if is_first else WIDTH
-    plan = _Plan(Slabs(num_scenes, num_rows), kind, num_inputs, num_outputs, first_row)
-    parts = (plan.work.pairs, plan.work.parts, PAIR)
-    operands = {"gradient": gradient, "inputs": inputs, **extra}
-    out_type = {"products": jax.ShapeDtypeStruct((*parts, plan.share, num_outputs), jnp.float32)}
-    scratch = {
-        "left": tiled((plan.ring, TILE, plan.share)),
-        "right": tiled((plan.ring, STRIPE, TILE) if is_head else (plan.ring, TILE, WIDTH)),
-        "full": plgpu.Barrier(num_arrivals=2 + is_head, num_barriers=plan.ring),
-        "free": plgpu.ClusterBarrier(
-            collective_axes=("block",), num_arrivals=CONSUMERS + (not is_first), num_barriers=plan.ring
-        ),
+def _launch(gradient: Array, weights: Array, cut: Array) -> list[Array]:
+    num_scenes, num_rows, _ = gradient.shape
+    num_layers = cut.shape[1]
+    plan = _Plan(Work(num_scenes, num_rows), num_layers, weights.shape[1] - WIDTH)
+    scratch = Ring.scratch((WIDTH, CHUNK)) | {
+        "tiles": tiled((CONSUMERS, WIDTH // CHUNK, TILE, CHUNK)),
+        "first": tiled((CONSUMERS, 1, TILE, CHUNK)),
+        "words": plgpu.SMEM((CONSUMERS, 2, TILE, STRIPE), jnp.int32),
+        "first_here": plgpu.Barrier(num_barriers=CONSUMERS),
+        "words_here": plgpu.Barrier(num_barriers=CONSUMERS * 2),
     }
-    if is_first:
-        scratch |= {
-            "points": plgpu.SMEM((plan.ring, 3, TILE), jnp.float32),
-            "turns": plgpu.SMEM(extra["turns"].shape, jnp.float32),
-            "turns_here": plgpu.Barrier(),
-            "made": plgpu.Barrier(num_barriers=plan.ring),
-        }
-    else:
-        operands["ones"] = jnp.ones((STRIPE, TILE), jnp.bfloat16)
-        out_type["below"] = jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16)
-        out_type["sums"] = jax.ShapeDtypeStruct((*parts, CONSUMERS, CHUNK, STRIPE), jnp.float32)
-        scratch |= {
-            "kernel": tiled((_HALF, extra["weights"].shape[2])),
-            "kernel_here": plgpu.Barrier(),
-            "kernel_free": plgpu.Barrier(),
-            "out": tiled((TILE, _HALF)),
-            "one": tiled((STRIPE, TILE)),
-            "one_here": plgpu.Barrier(),
-        }
-    if is_head:
-        scratch["row"] = tiled((plan.ring, TILE, NARROW))
-    names = [*operands, *out_type]
-    results = call(
-        lambda *refs, **buffers: _body(plan, _Arrays(**dict(zip(names, refs, strict=True))), _Buffers(**buffers)),
-        list(out_type.values()),
+    return call(
+        functools.partial(_body, plan),
+        [jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16)] * num_layers,
         scratch,
-        f"network_backward_{kind}",
-        CONSUMERS + 2,
-        grid=(plan.work.pairs,),
-        grid_names=("pair",),
-        cluster=(PAIR,),
-        cluster_names=("block",),
-    )(*operands.values())
-    out = dict(zip(out_type, results, strict=True))
-    out["products"] = plan.work.add(out["products"]).reshape(num_scenes, num_inputs, num_outputs)
-    if not is_first:  # every column holds the sums
-        out["sums"] = plan.work.add(out["sums"][..., 0]).reshape(num_scenes, WIDTH)
-    return out
+        "network_backward",
+        CONSUMERS + 1,
+        grid=(plan.work.blocks,),
+        grid_names=("block",),
+    )(gradient, weights, cut)
 
 
-def _body(plan: _Plan, arrays: _Arrays, buffers: _Buffers) -> None:
-    me, block, pair = (lax.axis_index(name) for name in ("warpgroup", "block", "pair"))
-    place = _Place(me, block, pair, plan.work.start(pair), plan.work.start(pair + 1))
-
-    between = _encode if plan.kind == "first" else _go_on
+def _body(plan: _Plan, *refs: Any, slots: Any, full: Any, free: Any, **scratch: Any) -> None:
+    gradient, weights, cut, *out = refs
+    arrays = _Arrays(gradient, weights, cut, out)
+    buffers = _Buffers(Ring(slots, full, free), **scratch)
+    me, num_items = lax.axis_index("warpgroup"), plan.work.num_items()
     take_roles(
         me,
-        (CONSUMERS, 160, lambda: _multiply(plan, arrays, buffers, place)),
-        (1, 168, lambda: between(plan, arrays, buffers, place)),
-        (1, 24, lambda: _copy(plan, arrays, buffers, place)),
+        (CONSUMERS, 232, lambda: _multiply(plan, arrays, buffers, me, num_items)),
+        (1, 40, lambda: _copy_weights(plan, arrays, buffers.ring, num_items)),
     )
 
 
-def _copy(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
-    """Copies a block's share of each slab's inputs, its half of the gradient for both blocks, and the weights."""
+def _copy_weights(plan: _Plan, arrays: _Arrays, ring: Ring, num_items: Any) -> None:
+    """Copies the slices of weights in the order in which `_multiply` uses them."""
 
-    def copy_gradient(scene: Any, some: Any, slot: Any) -> None:
-        full, target = buffers.full.at[slot], buffers.right.at[slot]
-        if plan.kind == "head":
-            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, :, some], target, full)
-            plgpu.copy_gmem_to_smem(arrays.rows.at[scene, some, :], buffers.row.at[slot], full)
-        else:
-            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, some, :], target, full, collective_axes="block")
+    @pl.loop(0, num_items)
+    def _(index: Any) -> None:
+        scene, _ = plan.work.place(index, 0)
+        number = index * plan.slices
+        ring.fill(number, arrays.weights.at[scene, pl.ds(plan.head, WIDTH), pl.ds(0, CHUNK)])
+        for step in range(1, plan.layers):
+            layer_rows = pl.ds(plan.head - CHUNK - step * WIDTH, WIDTH)
+            for k in range(WIDTH // CHUNK):
+                number += 1
+                ring.fill(number, arrays.weights.at[scene, layer_rows, pl.ds(k * CHUNK, CHUNK)])
 
-    def copy_kernel(scene: Any, number: Any) -> None:
-        pl.when(number > 0)(lambda: plgpu.barrier_wait(buffers.kernel_free))
-        source = arrays.weights.at[scene, pl.ds(plan.first_row + place.block * _HALF, _HALF), :]
-        plgpu.copy_gmem_to_smem(source, buffers.kernel, buffers.kernel_here)
-
-    if plan.kind == "first":
-        plgpu.copy_gmem_to_smem(arrays.turns, buffers.turns, buffers.turns_here)
-    else:
-        plgpu.copy_gmem_to_smem(arrays.ones, buffers.one, buffers.one_here)
-
-    @pl.loop(0, place.end - place.begin)
-    def _(number: Any) -> None:
-        slot = turn(number, plan.ring)
-        scene, inside = plan.work.locate(place.begin + number)
-        some = pl.ds(inside * TILE, TILE)
-        pl.when(number >= plan.ring)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
-        if plan.kind == "first":
-            plgpu.copy_gmem_to_smem(arrays.inputs.at[scene, :, some], buffers.points.at[slot], buffers.full.at[slot])
-        else:
-            source = arrays.inputs.at[scene, some, _half(place.block)]
-            plgpu.copy_gmem_to_smem(source, buffers.left.at[slot], buffers.full.at[slot])
-        copy_gradient(scene, some, slot)
-        if plan.kind != "first":
-            pl.when((number == 0) | (inside == 0))(lambda: copy_kernel(scene, number))
-
-    drain(buffers.free, plan.ring, place.end - place.begin)
+    drain(ring.free, RING, num_items * plan.slices)
 
 
-def _half(index: Any) -> Any:
-    """Returns the slice of a half of 256."""
-    return pl.ds(index * _HALF, _HALF)
+def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_items: Any) -> None:
+    """Takes a warpgroup's tile of each item of the block back through all layers."""
+    tile, here = buffers.tiles.at[me], buffers.first_here.at[me]
 
+    def fetch(index: Any) -> None:
+        scene, some = plan.work.place(index, me)
+        plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, some, :], buffers.first.at[me, 0], here)
 
-def _by_parts(work: Slabs, place: _Place, run: Callable[[Any, Any, Any], None]) -> None:
-    """Calls `run(part, first, stop)` for the slabs of each scene, numbered from the first of the pair."""
+    def fetch_words(total: Any) -> None:
+        """Those of a step back, counted over all items."""
 
-    @pl.loop(0, work.parts, init_carry=place.begin)
-    def _(part: Any, slab: Any) -> Any:
-        stop = lax.min((slab // work.per_scene + 1) * work.per_scene, place.end)
-        pl.when(slab < place.end)(lambda: run(part, slab - place.begin, stop - place.begin))
-        return stop
+        @pl.when(total < num_items * plan.layers)
+        def _() -> None:
+            scene, some = plan.work.place(total // plan.layers, me)
+            layer = plan.layers - 1 - turn(total, plan.layers)
+            which = turn(total, 2)
+            source = arrays.cut.at[scene, layer, some, :]
+            plgpu.copy_gmem_to_smem(source, buffers.words.at[me, which], buffers.words_here.at[me * 2 + which])
 
+    def step_back(index: Any, step: Any, source: Any, num_chunks: int, number: Any) -> None:
+        scene, some = plan.work.place(index, me)
+        total = index * plan.layers + step
+        which = turn(total, 2)
+        pairs = [lambda slot, k=k: [(source.at[k], slot.transpose((1, 0)))] for k in range(num_chunks)]
+        values = buffers.ring.multiply(number, pairs, WIDTH)
+        plgpu.barrier_wait(buffers.words_here.at[me * 2 + which])
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        _cut(values, buffers.words.at[me, which], tile)
+        fetch_words(total + 2)
+        for one, target in enumerate(reversed(arrays.out)):
+            pl.when(step == one)(lambda target=target: store(tile, target.at[scene, some, :]))
 
-def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
-    """Sums up products of inputs and gradients, part by part."""
-    me = place.me
-    rows = pl.ds(me * CHUNK if plan.share == _HALF else 0, CHUNK)
-    if plan.kind == "head":
-        columns = [pl.ds(0, STRIPE)]
-    elif plan.share == _HALF:  # a matmul of all 256 would take more registers than ptxas gives each of four warpgroups
-        columns = [_half(0), _half(1)]
-    else:
-        columns = [_half(me)]
+    fetch(0)
+    fetch_words(jnp.int32(0))
+    fetch_words(jnp.int32(1))
 
-    def right(slot: Any, some: Any) -> Any:
-        return buffers.right.at[slot].transpose((1, 0)) if plan.kind == "head" else buffers.right.at[slot, :, some]
+    @pl.loop(0, num_items)
+    def _(index: Any) -> None:
+        number = index * plan.slices
+        plgpu.barrier_wait(here)
+        step_back(index, jnp.int32(0), buffers.first.at[me], 1, number)
+        pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
 
-    def run(part: Any, first: Any, stop: Any) -> None:
-        def sum_up(*totals: Any) -> None:
-            @pl.loop(first, stop)
-            def _(number: Any) -> None:
-                slot = turn(number, plan.ring)
-                plgpu.barrier_wait(buffers.full.at[slot])
-                if plan.kind == "first":
-                    plgpu.barrier_wait(buffers.made.at[slot])
-                for some, total in zip(columns, totals, strict=True):
-                    plgpu.wgmma(total, buffers.left.at[slot, :, rows].transpose((1, 0)), right(slot, some))
-                plgpu.wgmma_wait(len(totals))
-                pl.when(number > first)(lambda: plgpu.barrier_arrive(buffers.free.at[turn(number - 1, plan.ring)]))
+        @pl.loop(1, plan.layers)
+        def _(step: Any) -> None:
+            chunks = WIDTH // CHUNK
+            step_back(index, step, tile, chunks, number + 1 + (step - 1) * chunks)
 
-            plgpu.wgmma_wait(0)
-            plgpu.barrier_arrive(buffers.free.at[turn(stop - 1, plan.ring)])
-            for some, total in zip(columns, totals, strict=True):
-                arrays.products.at[place.pair, part, place.block, rows, some][...] = total[...]
-
-        accumulator = plgpu.WGMMAAccumulatorRef((CHUNK, min(plan.outputs, _HALF)), jnp.float32)
-        pl.run_scoped(sum_up, *[accumulator] * len(columns))
-
-    _by_parts(plan.work, place, run)
-
-
-def _encode(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
-    """Makes a block's share of the first layer's inputs."""
-    del arrays
-    plgpu.barrier_wait(buffers.turns_here)
-
-    @pl.loop(0, place.end - place.begin)
-    def _(number: Any) -> None:
-        slot = turn(number, plan.ring)
-        plgpu.barrier_wait(buffers.full.at[slot])
-        for start in range(0, plan.share, CHUNK):
-            values = encode_chunk(buffers.points.at[slot], buffers.turns, place.block * plan.share + start)
-            buffers.left[slot, :, pl.ds(start, CHUNK)] = values
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(buffers.made.at[slot])
-
-
-def _go_on(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
-    """Takes the gradient of each slab on to a block's half of the inputs, and sums it up over rows."""
-
-    def multiply(slot: Any, total: Any) -> None:
-        if plan.kind == "head":
-            plgpu.wgmma(total, buffers.row.at[slot], buffers.kernel.transpose((1, 0)))
-            return
-        for k in range(WIDTH // CHUNK):
-            columns = pl.ds(k * CHUNK, CHUNK)
-            kernel = buffers.kernel.at[:, columns].transpose((1, 0))
-            plgpu.wgmma(total, buffers.right.at[slot, :, columns], kernel)
-
-    def take(slot: Any) -> Any:
-        """Returns a slab's gradient, zero where relu cut off the activation."""
-
-        def through(total: Any) -> Any:
-            multiply(slot, total)
-            activations = load(buffers.left.at[slot], plgpu.Layout.WGMMA)
-            plgpu.wgmma_wait(0)
-            return total[...], activations
-
-        values, activations = pl.run_scoped(through, plgpu.WGMMAAccumulatorRef((TILE, _HALF), jnp.float32))
-        return jnp.where(activations.astype(jnp.float32) > 0.0, values, 0.0).astype(jnp.bfloat16)
-
-    def run(part: Any, first: Any, stop: Any) -> None:
-        plgpu.barrier_wait(buffers.kernel_here)
-
-        def sum_up(*sums: Any) -> None:
-            @pl.loop(first, stop)
-            def _(number: Any) -> None:
-                slot = turn(number, plan.ring)
-                plgpu.barrier_wait(buffers.full.at[slot])
-                values = take(slot)
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                buffers.out[...] = values
-                plgpu.commit_smem()
-                plgpu.barrier_arrive(buffers.free.at[slot])
-                for chunk, total in enumerate(sums):  # as matmuls: a sum across warps would go through shared memory
-                    columns = buffers.out.at[:, pl.ds(chunk * CHUNK, CHUNK)]
-                    plgpu.wgmma(total, columns.transpose((1, 0)), buffers.one.transpose((1, 0)))
-                scene, inside = plan.work.locate(place.begin + number)
-                target = arrays.below.at[scene, pl.ds(inside * TILE, TILE), _half(place.block)]
-                plgpu.copy_smem_to_gmem(buffers.out, target)
-
-            plgpu.wgmma_wait(0)
-            for chunk, total in enumerate(sums):
-                arrays.sums.at[place.pair, part, place.block, chunk][...] = total[...]
-
-        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * CONSUMERS)
-        plgpu.barrier_arrive(buffers.kernel_free)
-
-    plgpu.barrier_wait(buffers.one_here)
-    _by_parts(plan.work, place, run)
     plgpu.wait_smem_to_gmem(0)
+
+
+def _cut(values: Any, words: Any, tile: Any) -> None:
+    """Writes values into the tile, zero where relu cut off the activation."""
+    word = load(words, plgpu.Layout.WGMMA, optimized=False)
+    for k in range(WIDTH // CHUNK):
+        tile[k] = unpack(values, k, word).astype(jnp.bfloat16)
+    plgpu.commit_smem()
 
 
 _backward = over_scenes(_launch)

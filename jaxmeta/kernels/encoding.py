@@ -1,6 +1,6 @@
 """The positional encoding as the kernels compute it, of a tile of points at a time."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.experimental.pallas as pl
@@ -17,13 +17,14 @@ from jaxmeta.kernels.layers import load
 _MULTIPLE = 128
 """Columns come in multiples of this."""
 _ROUNDING = 1.5 * 2.0**23
-"""Added to a float32 and taken away again, it leaves the nearest whole number."""
+"""Added to a float32 and taken away again, it leaves the nearest whole number. XLA would leave both out."""
 
 
 def table(num_frequencies: int, max_log2_frequency: float) -> Float[np.ndarray, "4 columns"]:
     """Returns what makes `encoding.positional_encoding` of a point: turns for a unit of x, y and z, and turns more.
 
-    All columns are sines, in turns instead of radians. Those beyond the encoding's are zero, as are their sines.
+    All columns are sines, in turns instead of radians. Those beyond the encoding's are the sine of a quarter turn: the
+    ones stand before weights of zero, whose gradient is then that of the first layer's bias.
     """
     frequencies = positional_frequencies(num_frequencies, max_log2_frequency) / (2.0 * np.pi)
     num_features = 6 * num_frequencies
@@ -31,7 +32,8 @@ def table(num_frequencies: int, max_log2_frequency: float) -> Float[np.ndarray, 
     columns = np.arange(num_features).reshape(num_frequencies, 2, 3)  # sine before cosine
     for dimension in range(3):
         turns[dimension, columns[:, :, dimension]] = frequencies[:, None]
-    turns[3, columns[:, 1]] = 0.25
+    turns[3] = 0.25
+    turns[3, columns[:, 0]] = 0.0
     return turns
 
 
@@ -40,15 +42,20 @@ def by_dimension(points: Float[Array, "scenes rows 3"]) -> Float[Array, "scenes 
     return jnp.pad(points.mT, ((0, 0), (0, 0), (0, -points.shape[1] % (CONSUMERS * TILE))))
 
 
-def encode(points: Iterable[Any], turns: Iterable[Any]) -> BFloat16[Array, "*_"]:
+def encode(
+    points: Iterable[Any], turns: Iterable[Any], nearest: Callable[[Any], Any] = jnp.round
+) -> BFloat16[Array, "*_"]:
     """Returns the sines, to 2e-5, which is below what bfloat16 can tell.
 
-    Takes arrays of x, y and z, and the rows of the table, all of shapes that go together.
+    Args:
+      points: arrays of x, y and z.
+      turns: the rows of the table, in shapes that go with the points'.
+      nearest: returns the nearest whole numbers.
     """
     x, y, z = points
     by_x, by_y, by_z, more = turns
     place = more + x * by_x + y * by_y + z * by_z
-    return _sine(place - ((place + _ROUNDING) - _ROUNDING)).astype(jnp.bfloat16)
+    return _sine(place - nearest(place)).astype(jnp.bfloat16)
 
 
 def encode_chunk(points: Any, turns: Any, start: Any) -> Any:
@@ -59,6 +66,7 @@ def encode_chunk(points: Any, turns: Any, start: Any) -> Any:
     return encode(
         [lax.broadcast_in_dim(row, shape, (0,)) for row in rows],
         [lax.broadcast_in_dim(column, shape, (1,)) for column in columns],
+        lambda place: (place + _ROUNDING) - _ROUNDING,
     )
 
 

@@ -1,4 +1,4 @@
-"""The kernel that takes a tile of points through the encoding, all layers and the head."""
+"""The kernel that takes a tile of points, or of their encoding, through all layers and the head."""
 
 import functools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, BFloat16, Float
+from jaxtyping import Array, BFloat16, Float, Int32
 
 from jaxmeta.kernels.encoding import by_dimension, encode_chunk
 from jaxmeta.kernels.launching import (
@@ -25,7 +25,7 @@ from jaxmeta.kernels.launching import (
     tiled,
     turn,
 )
-from jaxmeta.kernels.layers import RING, Ring, Work, columns_of, load, store
+from jaxmeta.kernels.layers import RING, Ring, Work, columns_of, load, pack, store
 
 
 def forward(
@@ -47,14 +47,29 @@ def forward_keeping(
     weights: BFloat16[Array, "stacked 256"],
     biases: Float[Array, "layers 256"],
 ) -> tuple[Float[Array, "rows 8"], list[BFloat16[Array, "rows 256"]]]:
-    """Returns as `forward`, and each layer's activations, for `backward`."""
+    """Returns as `forward`, and each layer's activations, for `layerwise`."""
     return _forward_keeping(points, turns, weights, biases)
+
+
+def forward_marking(
+    rows: BFloat16[Array, "rows columns"],
+    weights: BFloat16[Array, "stacked 256"],
+    biases: Float[Array, "layers 256"],
+) -> tuple[Float[Array, "rows 8"], list[BFloat16[Array, "rows 256"]], Int32[Array, "layers padded_rows 8"]]:
+    """Returns as `forward_keeping`, of encoded points, and in bits where relu cut activations off, for `backward`.
+
+    Bit 31 - j of [layer, row, c] is the sign of column 8 j + c before relu: each thread packs what it holds. So no bias
+    may be zero.
+    """
+    return _forward_marking(rows, weights, biases)
 
 
 class _Plan(NamedTuple):
     work: Work
     chunks: tuple[int, ...]
     """Of each layer's inputs."""
+    encodes: bool
+    """What is given are points."""
 
     @property
     def layers(self) -> int:
@@ -69,13 +84,15 @@ class _Plan(NamedTuple):
 class _Arrays(NamedTuple):
     """In global memory."""
 
-    points: Any
+    given: Any
+    """Points or rows."""
     turns: Any
     weights: Any
     biases: Any
     outputs: Any
     activations: Sequence[Any]
     """Of each layer; none if nothing is kept."""
+    cut: Any
 
 
 class _Buffers(NamedTuple):
@@ -83,33 +100,52 @@ class _Buffers(NamedTuple):
 
     ring: Ring
     tiles: Any
-    points: Any
-    turns: Any
+    here: Any
     bias: Any
-    points_here: Any
-    turns_here: Any
     bias_here: Any
     bias_free: Any
+    points: Any = None
+    turns: Any = None
+    turns_here: Any = None
 
 
-def _launch(keep: bool, points: Array, turns: Array, weights: Array, biases: Array) -> Any:
-    num_scenes, num_rows, _ = points.shape
-    num_layers, num_features = biases.shape[1], turns.shape[2]
-    plan = _Plan(Work(num_scenes, num_rows), (num_features // CHUNK, *[WIDTH // CHUNK] * (num_layers - 1)))
+def _launch_on_points(keep: bool, points: Array, turns: Array, weights: Array, biases: Array) -> Any:
+    plan = _Plan(Work(*points.shape[:2]), _chunks(turns, biases), encodes=True)
+    outputs, *activations = _launch(plan, [by_dimension(points), turns[0], weights, biases], keep=keep)
+    return (outputs, activations) if keep else outputs
+
+
+def _launch_on_rows(rows: Array, weights: Array, biases: Array) -> Any:
+    plan = _Plan(Work(*rows.shape[:2]), _chunks(rows, biases), encodes=False)
+    outputs, *activations, cut = _launch(plan, [rows, weights, biases], keep=True)
+    return outputs, activations, cut
+
+
+def _chunks(inputs: Array, biases: Array) -> tuple[int, ...]:
+    return inputs.shape[2] // CHUNK, *[WIDTH // CHUNK] * (biases.shape[1] - 1)
+
+
+def _launch(plan: _Plan, operands: list[Array], *, keep: bool) -> list[Array]:
+    num_scenes, num_rows = plan.work
     padded_rows = plan.work.padded_rows
     out_type = [jax.ShapeDtypeStruct((num_scenes, padded_rows, STRIPE), jnp.float32)]
     if keep:
-        out_type += [jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16)] * num_layers
+        out_type += [jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16)] * plan.layers
+    if not plan.encodes:
+        out_type.append(jax.ShapeDtypeStruct((num_scenes, plan.layers, padded_rows, STRIPE), jnp.int32))
     scratch = Ring.scratch((CHUNK, WIDTH)) | {
         "tiles": tiled((CONSUMERS, WIDTH // CHUNK, TILE, CHUNK)),
-        "points": plgpu.SMEM((CONSUMERS, 3, TILE), jnp.float32),
-        "turns": plgpu.SMEM(turns.shape[1:], jnp.float32),
+        "here": plgpu.Barrier(num_arrivals=1 if plan.encodes else plan.chunks[0], num_barriers=CONSUMERS),
         "bias": plgpu.SMEM((2, WIDTH), jnp.float32),
-        "points_here": plgpu.Barrier(num_barriers=CONSUMERS),
-        "turns_here": plgpu.Barrier(),
         "bias_here": plgpu.Barrier(num_barriers=2),
         "bias_free": plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=2),
     }
+    if plan.encodes:
+        scratch |= {
+            "points": plgpu.SMEM((CONSUMERS, 3, TILE), jnp.float32),
+            "turns": plgpu.SMEM(operands[1].shape, jnp.float32),
+            "turns_here": plgpu.Barrier(),
+        }
     outputs, *kept = call(
         functools.partial(_body, plan),
         out_type,
@@ -118,14 +154,17 @@ def _launch(keep: bool, points: Array, turns: Array, weights: Array, biases: Arr
         CONSUMERS + 1,
         grid=(plan.work.blocks,),
         grid_names=("block",),
-    )(by_dimension(points), turns[0], weights, biases)
-    outputs = outputs[:, :num_rows]
-    return (outputs, kept) if keep else outputs
+    )(*operands)
+    return [outputs[:, :num_rows], *kept]
 
 
 def _body(plan: _Plan, *refs: Any, slots: Any, full: Any, free: Any, **scratch: Any) -> None:
-    points, turns, weights, biases, outputs, *activations = refs
-    arrays = _Arrays(points, turns, weights, biases, outputs, activations)
+    if plan.encodes:
+        given, turns, weights, biases, outputs, *kept = refs
+        arrays = _Arrays(given, turns, weights, biases, outputs, kept, None)
+    else:
+        given, weights, biases, outputs, *kept, cut = refs
+        arrays = _Arrays(given, None, weights, biases, outputs, kept, cut)
     buffers = _Buffers(Ring(slots, full, free), **scratch)
     me, num_items = lax.axis_index("warpgroup"), plan.work.num_items()
     take_roles(
@@ -137,7 +176,8 @@ def _body(plan: _Plan, *refs: Any, slots: Any, full: Any, free: Any, **scratch: 
 
 def _copy_weights(plan: _Plan, arrays: _Arrays, buffers: _Buffers, num_items: Any) -> None:
     """Copies the slices of weights and the biases in the order in which `_multiply` uses them."""
-    plgpu.copy_gmem_to_smem(arrays.turns, buffers.turns, buffers.turns_here)
+    if plan.encodes:
+        plgpu.copy_gmem_to_smem(arrays.turns, buffers.turns, buffers.turns_here)
 
     @pl.loop(0, num_items)
     def _(index: Any) -> None:
@@ -160,11 +200,21 @@ def _copy_weights(plan: _Plan, arrays: _Arrays, buffers: _Buffers, num_items: An
 
 def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_items: Any) -> None:
     """Takes a warpgroup's tile of each item of the block through all layers."""
-    tile, points, here = buffers.tiles.at[me], buffers.points.at[me], buffers.points_here.at[me]
+    tile, here = buffers.tiles.at[me], buffers.here.at[me]
 
     def fetch(index: Any) -> None:
         scene, some = plan.work.place(index, me)
-        plgpu.copy_gmem_to_smem(arrays.points.at[scene, :, some], points, here)
+        if plan.encodes:
+            plgpu.copy_gmem_to_smem(arrays.given.at[scene, :, some], buffers.points.at[me], here)
+            return
+        for k in range(plan.chunks[0]):
+            plgpu.copy_gmem_to_smem(arrays.given.at[scene, some, pl.ds(k * CHUNK, CHUNK)], tile.at[k], here)
+
+    def encode_tile() -> None:
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        for k in range(plan.chunks[0]):
+            tile[k] = encode_chunk(buffers.points.at[me], buffers.turns, k * CHUNK)
+        plgpu.commit_smem()
 
     def run_layer(index: Any, layer: Any, num_chunks: int, number: Any) -> None:
         scene, some = plan.work.place(index, me)
@@ -173,23 +223,24 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_item
         values = buffers.ring.multiply(number, pairs, WIDTH)
         plgpu.barrier_wait(buffers.bias_here.at[which])
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        _add_bias_and_cut(values, buffers.bias, which, tile)
+        word = _add_bias_and_cut(values, buffers.bias, which, tile, mark=not plan.encodes)
         plgpu.barrier_arrive(buffers.bias_free.at[which])
+        if word is not None:
+            arrays.cut.at[scene, layer, some, :][...] = word
         for one, target in enumerate(arrays.activations):
             pl.when(layer == one)(lambda target=target: store(tile, target.at[scene, some, :]))
 
     fetch(0)
-    plgpu.barrier_wait(buffers.turns_here)
+    if plan.encodes:
+        plgpu.barrier_wait(buffers.turns_here)
 
     @pl.loop(0, num_items)
     def _(index: Any) -> None:
         number = index * plan.slices
         plgpu.barrier_wait(here)
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        for k in range(plan.chunks[0]):
-            tile[k] = encode_chunk(points, buffers.turns, k * CHUNK)
-        plgpu.commit_smem()
-        pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
+        if plan.encodes:
+            encode_tile()
+            pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
         run_layer(index, jnp.int32(0), plan.chunks[0], number)
         number += plan.chunks[0]
 
@@ -201,18 +252,25 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_item
         scene, some = plan.work.place(index, me)
         head = buffers.ring.multiply(number, [functools.partial(_head, tile)], STRIPE)
         arrays.outputs.at[scene, some, :][...] = head
+        if not plan.encodes:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
 
     plgpu.wait_smem_to_gmem(0)
 
 
-def _add_bias_and_cut(values: Any, bias: Any, which: Any, tile: Any) -> None:
-    """Writes relu of the layer's sums into the tile."""
+def _add_bias_and_cut(values: Any, bias: Any, which: Any, tile: Any, *, mark: bool) -> Any:
+    """Writes relu of the layer's sums into the tile; returns what it cut off, in bits, if that is asked for."""
+    word: Any = None
     for k in range(WIDTH // CHUNK):
         one_row = load(bias.at[which, pl.ds(k * CHUNK, CHUNK)], plgpu.Layout.WGMMA.reduce(0))
         some_values = columns_of(values, k * CHUNK, CHUNK)
         some_values = some_values + lax.broadcast_in_dim(one_row, some_values.shape, (1,))
+        if mark:
+            word = pack(some_values, word)
         tile[k] = jnp.maximum(some_values, 0.0).astype(jnp.bfloat16)
     plgpu.commit_smem()
+    return word
 
 
 def _head(tile: Any, slot: Any) -> list[tuple[Any, Any]]:
@@ -223,5 +281,6 @@ def _head(tile: Any, slot: Any) -> list[tuple[Any, Any]]:
     ]
 
 
-_forward = over_scenes(functools.partial(_launch, False), rows_only=True)
-_forward_keeping = over_scenes(functools.partial(_launch, True))
+_forward = over_scenes(functools.partial(_launch_on_points, False), rows_only=True)
+_forward_keeping = over_scenes(functools.partial(_launch_on_points, True))
+_forward_marking = over_scenes(_launch_on_rows)

@@ -6,21 +6,23 @@ from typing import Any, NamedTuple
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, TILE, at_once, tiled, turn
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, at_once, tiled, turn
 
 RING = 4
 """Slices of weights. More leave too little memory for what the compiler spills, fewer run dry."""
 
 
 def stack(layers: Sequence[Float[Array, "_ 256"]], head: Float[Array, "256 outputs"]) -> BFloat16[Array, "stacked 256"]:
-    """Returns the layers' weights one below another, then the head's, transposed.
+    """Returns the layers' weights one below another, then the head's as `forward` and as `backward` read it.
 
     The first layer has 128 or 256 inputs; the head has at most 8 outputs.
     """
-    parts = [*layers, jnp.pad(head.T, ((0, CHUNK - head.shape[1]), (0, 0)))]
+    missing = [(0, size - head.shape[1]) for size in (CHUNK, WIDTH)]
+    parts = [*layers, jnp.pad(head.T, (missing[0], (0, 0))), jnp.pad(head, ((0, 0), missing[1]))]
     return jnp.concatenate(parts).astype(jnp.bfloat16)
 
 
@@ -95,6 +97,25 @@ class Ring(NamedTuple):
             return total[...]
 
         return pl.run_scoped(sum_up, plgpu.WGMMAAccumulatorRef((TILE, columns), jnp.float32))
+
+
+def pack(values: Any, word: Any) -> Any:
+    """Shifts the signs of a chunk's values into `word` [64, 8], which begins as None."""
+    for j in range(CHUNK // STRIPE):
+        part = lax.bitcast_convert_type(columns_of(values, j * STRIPE, STRIPE), jnp.int32)
+        sign = lax.shift_right_logical(part, jnp.full_like(part, 31))
+        word = sign if word is None else lax.shift_left(word, jnp.full_like(part, 1)) | sign
+    return word
+
+
+def unpack(values: Any, chunk: int, word: Any) -> Any:
+    """Returns a chunk's values, zero where the bits of `word` are set."""
+    parts = []
+    for j in range(CHUNK // STRIPE):
+        part = columns_of(values, chunk * CHUNK + j * STRIPE, STRIPE)
+        bit = np.left_shift(1, 31 - (chunk * (CHUNK // STRIPE) + j), dtype=np.int32)
+        parts.append(jnp.where(word & bit == 0, part, 0.0))
+    return lax.concatenate(parts, 1)
 
 
 def columns_of(values: Any, start: int, count: int) -> Any:

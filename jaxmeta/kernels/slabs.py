@@ -1,4 +1,4 @@
-"""How the backward kernels cut their work into pieces, and how the parts that come of them are added."""
+"""How kernels that sum over rows cut their work into pieces, and how the parts that come of them are added."""
 
 from typing import Any, NamedTuple
 
@@ -7,60 +7,82 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxmeta.kernels.launching import TILE, at_once
+from jaxmeta.kernels.launching import at_once
 
 PAIR = 2
-"""Blocks that share a layer: each takes half of its inputs, and copies half of the gradient for both."""
+"""Blocks that share what they copy: each copies a half, and the hardware hands it to both."""
 
 
 class Slabs(NamedTuple):
-    """The work: slabs of 64 rows, scene by scene in one line, cut into equal pieces for pairs of blocks.
+    """The work: slabs of 64 rows, layer by layer and scene by scene in one line, cut into equal pieces for the pairs.
 
-    Where a pair passes from one scene to the next it writes what it has summed up, and XLA adds these parts.
+    Where a pair of blocks passes from one layer to the next it writes what it has summed up, and XLA adds these parts.
     """
 
     scenes: int
-    rows: int
+    layers: int
+    narrow: bool
+    """The first layer has 128 inputs, as many as a block takes of the others: the blocks take every other slab."""
+    slabs: int
+    """Of a layer of one scene."""
+
+    @property
+    def first(self) -> int:
+        """Slabs of the first layer, or pairs of them."""
+        return -(-self.slabs // PAIR) if self.narrow else self.slabs
 
     @property
     def per_scene(self) -> int:
-        """Slabs of a scene."""
-        return -(-self.rows // TILE)
+        """Slabs of all layers of a scene."""
+        return self.first + self.slabs * (self.layers - 1)
 
     @property
     def pairs(self) -> int:
-        """As many as run at a time, if there are two slabs for each."""
-        return max(1, at_once(self.per_scene * self.scenes // 2, PAIR))
+        """Of blocks: as many as run at a time, if there are four slabs for each."""
+        return max(1, at_once(self.per_scene * self.scenes // 4, PAIR))
 
     @property
     def parts(self) -> int:
         """The most that any pair writes."""
-        return max(len(self.scenes_of(pair)) for pair in range(self.pairs))
+        return max(len(self.layers_of(pair)) for pair in range(self.pairs))
 
     def start(self, pair: Any) -> Any:
         """Returns the first slab of a pair."""
         least, more = divmod(self.per_scene * self.scenes, self.pairs)
         return pair * least + (min(pair, more) if isinstance(pair, int) else lax.min(pair, more))
 
-    def locate(self, slab: Any) -> tuple[Any, Any]:
-        """Returns a slab's scene and its place in it."""
+    def locate(self, slab: Any) -> tuple[Any, Any, Any, Any]:
+        """Returns a slab's scene and layer, its place in the layer, and how many are left of the layer."""
+        choose = (lambda condition, yes, no: yes if condition else no) if isinstance(slab, int) else jnp.where
         scene = slab // self.per_scene
-        return scene, slab - scene * self.per_scene
+        inside = slab - scene * self.per_scene
+        if self.layers == 1:
+            return scene, 0, inside, self.first - inside
+        beyond = inside - self.first
+        later = beyond // self.slabs
+        layer = choose(beyond < 0, 0, 1 + later)
+        inside = choose(beyond < 0, inside, beyond - later * self.slabs)
+        return scene, layer, inside, choose(beyond < 0, self.first, self.slabs) - inside
 
-    def scenes_of(self, pair: int) -> range:
-        """Returns the scenes that a pair has a part in."""
-        return range(self.start(pair) // self.per_scene, -(-self.start(pair + 1) // self.per_scene))
+    def layers_of(self, pair: int) -> list[int]:
+        """Returns the layers, counted over all scenes, that a pair has a part in."""
+        slab, end, layers = self.start(pair), self.start(pair + 1), []
+        while slab < end:
+            scene, layer, _, left = self.locate(slab)
+            layers.append(scene * self.layers + layer)
+            slab += left
+        return layers
 
-    def add(self, parts: Float[Array, "pairs parts *rest"]) -> Float[Array, "scenes *rest"]:
-        """Adds the parts of each scene, in a fixed order."""
-        shares: list[list[int]] = [[] for _ in range(self.scenes)]
+    def add(self, parts: Float[Array, "pairs parts *rest"]) -> Float[Array, "scenes layers *rest"]:
+        """Adds the parts of each layer, in a fixed order."""
+        shares: list[list[int]] = [[] for _ in range(self.scenes * self.layers)]
         for pair in range(self.pairs):
-            for position, scene in enumerate(self.scenes_of(pair)):
-                shares[scene].append(pair * self.parts + position)
+            for position, layer in enumerate(self.layers_of(pair)):
+                shares[layer].append(pair * self.parts + position)
         most = max(map(len, shares))
-        place = np.array([share + [-1] * (most - len(share)) for share in shares], np.int32)
+        place = np.array([share + [0] * (most - len(share)) for share in shares], np.int32)
+        there = np.array([[True] * len(share) + [False] * (most - len(share)) for share in shares])
         flat = parts.reshape(-1, *parts.shape[2:])
-        if np.array_equal(place.ravel(), np.arange(len(flat))):  # saves a gather
-            return flat.reshape(*place.shape, *flat.shape[1:]).sum(1)
-        there = (place >= 0).reshape(place.shape + (1,) * (flat.ndim - 1))
-        return jnp.sum(jnp.where(there, flat[place], 0.0), axis=1)
+        is_there = there.reshape(there.shape + (1,) * (flat.ndim - 1))
+        total = jnp.sum(jnp.where(is_there, flat[place], 0.0), axis=1)
+        return total.reshape(self.scenes, self.layers, *parts.shape[2:])

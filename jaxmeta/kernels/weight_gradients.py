@@ -1,0 +1,200 @@
+"""The kernel that sums over rows the products of what layers were given and of what came back to them."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, BFloat16, Float
+
+from jaxmeta.kernels.launching import (
+    CHUNK,
+    CONSUMERS,
+    STRIPE,
+    TILE,
+    WIDTH,
+    call,
+    drain,
+    over_scenes,
+    take_roles,
+    tiled,
+    turn,
+)
+from jaxmeta.kernels.slabs import PAIR, Slabs
+
+_RING = 4
+"""Slabs that are copied ahead."""
+_HALF = WIDTH // PAIR
+"""Inputs of a layer that a block takes."""
+
+
+def weight_gradients(
+    inputs: Sequence[BFloat16[Array, "rows _"]], gradients: Sequence[BFloat16[Array, "rows 256"]]
+) -> tuple[Float[Array, "inputs 256"], Float[Array, "later_layers 256"]]:
+    """Returns sums over rows: of the products of inputs and gradients, and of all layers' gradients but the first's.
+
+    A column of ones in the first layer's inputs gives that.
+    """
+    return _weight_gradients(*inputs, *gradients)
+
+
+class _Arrays(NamedTuple):
+    """In global memory."""
+
+    inputs: Sequence[Any]
+    gradients: Sequence[Any]
+    products: Any
+    sums: Any
+
+
+class _Buffers(NamedTuple):
+    """In shared memory, with the barriers that tell when they are full and when both blocks are done with them."""
+
+    left: Any
+    right: Any
+    ones: Any
+    full: Any
+    free: Any
+    ones_here: Any
+
+
+class _Place(NamedTuple):
+    """What a warpgroup is, and which slabs its pair takes."""
+
+    me: Any
+    block: Any
+    mine: Any
+    begin: Any
+    end: Any
+
+
+def _launch(*operands: Array) -> tuple[Array, Array]:
+    num_layers = len(operands) // 2
+    num_scenes, num_rows, num_features = operands[0].shape
+    if num_features not in (_HALF, WIDTH):
+        raise ValueError(f"{num_features} inputs of the first layer are neither 128 nor 256")
+    work = Slabs(num_scenes, num_layers, num_features < WIDTH, -(-num_rows // CHUNK))
+    parts = (work.pairs, work.parts, PAIR)
+    out_type = [
+        jax.ShapeDtypeStruct((*parts, _HALF, WIDTH), jnp.float32),
+        jax.ShapeDtypeStruct((*parts, CONSUMERS, TILE, STRIPE), jnp.float32),
+    ]
+    scratch = {
+        "left": tiled((_RING, CONSUMERS, CHUNK, CHUNK)),
+        "right": tiled((_RING, CHUNK, WIDTH)),
+        "ones": tiled((TILE, CHUNK)),
+        "full": plgpu.Barrier(num_arrivals=CONSUMERS + 1, num_barriers=_RING),
+        "free": plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=CONSUMERS, num_barriers=_RING),
+        "ones_here": plgpu.Barrier(),
+    }
+    products, sums = call(
+        functools.partial(_body, work),
+        out_type,
+        scratch,
+        "network_weight_gradients",
+        CONSUMERS + 1,
+        grid=(work.pairs,),
+        grid_names=("pair",),
+        cluster=(PAIR,),
+        cluster_names=("block",),
+    )(*operands)
+    first, others = jnp.split(work.add(products), [1], axis=1)
+    if work.narrow:  # the blocks took different rows
+        first = first.sum(2, keepdims=True)
+    kernels = jnp.concatenate([part.reshape(num_scenes, -1, WIDTH) for part in (first, others)], axis=1)
+    sums = work.add(sums)[:, 1:, ..., 0]  # every column holds them
+    return kernels, sums.reshape(num_scenes, num_layers - 1, WIDTH)
+
+
+def _body(work: Slabs, *refs: Any, **scratch: Any) -> None:
+    arrays, buffers = _Arrays(refs[: work.layers], refs[work.layers : -2], *refs[-2:]), _Buffers(**scratch)
+    me, block, mine = (lax.axis_index(name) for name in ("warpgroup", "block", "pair"))
+    place = _Place(me, block, mine, work.start(mine), work.start(mine + 1))
+    take_roles(
+        me,
+        (CONSUMERS, 240, lambda: _multiply(work, arrays, buffers, place)),
+        (1, 24, lambda: _copy_rows(work, arrays, buffers, place)),
+    )
+
+
+def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
+    """Copies the pair's slabs: this block's part of the inputs, and its half of the gradients for both blocks."""
+
+    def fetch(index: int, scene: Any, inside: Any, slot: Any) -> None:
+        alone = work.narrow and index == 0
+        some = pl.ds((inside * PAIR + place.block if alone else inside) * CHUNK, CHUNK)
+        column = 0 if alone else place.block * _HALF
+        full = buffers.full.at[slot]
+        for part in range(CONSUMERS):
+            source = arrays.inputs[index].at[scene, some, pl.ds(column + part * CHUNK, CHUNK)]
+            plgpu.copy_gmem_to_smem(source, buffers.left.at[slot, part], full)
+        shared: dict[str, Any] = {} if alone else {"collective_axes": "block"}
+        source = arrays.gradients[index].at[scene, some, :]
+        plgpu.copy_gmem_to_smem(source, buffers.right.at[slot], full, **shared)
+
+    @pl.loop(0, place.end - place.begin)
+    def _(number: Any) -> None:
+        slot = turn(number, _RING)
+        scene, layer, inside, _ = work.locate(place.begin + number)
+        pl.when(number >= _RING)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
+        for index in range(work.layers):
+            pl.when(layer == index)(functools.partial(fetch, index, scene, inside, slot))
+
+    drain(buffers.free, _RING, place.end - place.begin)
+
+
+def _multiply(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
+    """Sums up the pair's slabs, part by part."""
+
+    @pl.when(place.me == 0)
+    def _() -> None:
+        buffers.ones[...] = jnp.ones(buffers.ones.shape, jnp.bfloat16)
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(buffers.ones_here)
+
+    plgpu.barrier_wait(buffers.ones_here)
+
+    @pl.loop(0, work.parts, init_carry=place.begin)
+    def next_part(part: Any, slab: Any) -> Any:
+        left_over = work.locate(slab)[-1]
+        stop = lax.min(slab + left_over, place.end)
+
+        @pl.when(slab < place.end)
+        def _() -> None:
+            pl.run_scoped(
+                functools.partial(_sum_up, arrays, buffers, place, part, slab, stop),
+                *(plgpu.WGMMAAccumulatorRef((TILE, columns), jnp.float32) for columns in (WIDTH, STRIPE)),
+            )
+
+        return stop
+
+
+def _sum_up(
+    arrays: _Arrays, buffers: _Buffers, place: _Place, part: Any, slab: Any, stop: Any, products: Any, sums: Any
+) -> None:
+    """Sums up the slabs from `slab` to `stop`, all of one layer, and writes them as one part."""
+    me, block, mine, begin, _ = place
+
+    @pl.loop(slab - begin, stop - begin)
+    def _(number: Any) -> None:
+        slot = turn(number, _RING)
+        plgpu.barrier_wait(buffers.full.at[slot])
+        plgpu.wgmma(products, buffers.left.at[slot, me].transpose((1, 0)), buffers.right.at[slot])
+        # As a matmul: a sum across warps would have to go through shared memory.
+        columns = pl.ds((block * CONSUMERS + me) * CHUNK, CHUNK)
+        gradients = buffers.right.at[slot, :, columns].transpose((1, 0))
+        plgpu.wgmma(sums, gradients, buffers.ones.at[pl.ds(0, STRIPE), :].transpose((1, 0)))
+        plgpu.wgmma_wait(2)
+        pl.when(number > slab - begin)(lambda: plgpu.barrier_arrive(buffers.free.at[turn(number - 1, _RING)]))
+
+    plgpu.wgmma_wait(0)
+    plgpu.barrier_arrive(buffers.free.at[turn(stop - begin - 1, _RING)])
+    arrays.products.at[mine, part, block, pl.ds(me * TILE, TILE), :][...] = products[...]
+    arrays.sums.at[mine, part, block, me][...] = sums[...]
+
+
+_weight_gradients = over_scenes(_launch)
