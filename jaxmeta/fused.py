@@ -21,7 +21,6 @@ UNKNOWN_VERSION = f"jax {jax.__version__} is not one of {', '.join(f'{version}x'
 """The obstacle that another jax may remove."""
 _ROWS = 8
 """The kernels' rows come in multiples of this; what is missing is filled up."""
-
 MANY = 2**17
 """Eight scenes of 128 rays of 128 samples: 16 are faster layer by layer, one is slower (benchmarks/kernels.md)."""
 _TINY = 1e-30
@@ -78,6 +77,7 @@ class _Many(NamedTuple):
 
     weights: Array
     head: Array
+    turns: Array
     activations: Sequence[Array]
     points: Array
 
@@ -89,7 +89,7 @@ def _network(
     from jaxmeta.kernels.forward import forward  # brings half a second of imports, which only these GPUs need
 
     del many  # there is no gradient
-    return forward(points, _table(field), *_stacked(field, params))[:, :4] + _head(params)["bias"]
+    return forward(points, *_operands(field, params))[:, :4] + _head(params)["bias"]
 
 
 def _forward(
@@ -98,7 +98,7 @@ def _forward(
     from jaxmeta.kernels.encoding import encode  # here as in _network
     from jaxmeta.kernels.forward import forward_keeping, forward_marking
 
-    turns, (weights, biases) = _table(field), _stacked(field, params)
+    turns, weights, biases = _operands(field, params)
     if scenes_side_by_side() * len(points) < many:
         rows = encode([points[:, k, None] for k in range(3)], turns)
         # Relu cuts off what has a sign, and so must be a sum of nothing, where all units below are cut off.
@@ -107,7 +107,7 @@ def _forward(
         kept = _Few(rows, weights, activations, cut, points)
     else:
         outputs, activations = forward_keeping(points, turns, weights, biases)
-        kept = _Many(weights, _head(params)["kernel"], activations, points)
+        kept = _Many(weights, _head(params)["kernel"], turns, activations, points)
     return outputs[:, :4] + _head(params)["bias"], kept
 
 
@@ -118,7 +118,7 @@ def _backward(
     if isinstance(kept, _Few):
         kernels, biases = _backward_few(field, kept, gradient)
     else:
-        kernels, biases = _backward_many(field, kept, gradient)
+        kernels, biases = _backward_many(kept, gradient)
     kernels[0] = kernels[0][: 6 * field.num_frequencies]
     biases = [*biases, jnp.sum(gradient, axis=0)]
     layers = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True)]
@@ -140,11 +140,11 @@ def _backward_few(field: RadianceField, kept: _Few, gradient: Float[Array, "poin
     return [first, *others.reshape(len(sums), WIDTH, WIDTH), head], biases
 
 
-def _backward_many(field: RadianceField, kept: _Many, gradient: Float[Array, "points 4"]) -> tuple[list[Array], Any]:
+def _backward_many(kept: _Many, gradient: Float[Array, "points 4"]) -> tuple[list[Array], Any]:
     from jaxmeta.kernels.layerwise import NARROW, layerwise  # here as in _network
 
     narrow, head = (jnp.pad(array.astype(jnp.bfloat16), ((0, 0), (0, NARROW - 4))) for array in (gradient, kept.head))
-    kernels, biases = layerwise(narrow, kept.weights, head, kept.points, _table(field), kept.activations)
+    kernels, biases = layerwise(narrow, kept.weights, head, kept.points, kept.turns, kept.activations)
     return [*kernels[:-1], kernels[-1][:, :4]], biases
 
 
@@ -155,18 +155,13 @@ def _head(params: dict[str, Any]) -> dict[str, Any]:
     return params[f"Dense_{len(params) - 1}"]
 
 
-def _table(field: RadianceField) -> Float[Array, "4 columns"]:
+def _operands(field: RadianceField, params: dict[str, Any]) -> tuple[Array, Array, Array]:
+    """Returns what the forward kernels take besides points: the encoding's table, stacked weights and biases."""
     from jaxmeta.kernels.encoding import table  # here as in _network
+    from jaxmeta.kernels.layers import stack
 
-    return jnp.asarray(table(field.num_frequencies, field.max_log2_frequency))
-
-
-def _stacked(field: RadianceField, params: dict[str, Any]) -> tuple[Array, Array]:
-    """Returns all layers' weights, as the kernels take them, and biases."""
-    from jaxmeta.kernels.layers import stack  # here as in _network
-
+    turns = table(field.num_frequencies, field.max_log2_frequency)
     layers = [params[f"Dense_{index}"] for index in range(field.depth)]
-    missing = _table(field).shape[1] - 6 * field.num_frequencies
-    first = jnp.pad(layers[0]["kernel"], ((0, missing), (0, 0)))
+    first = jnp.pad(layers[0]["kernel"], ((0, turns.shape[1] - 6 * field.num_frequencies), (0, 0)))
     weights = stack([first, *(layer["kernel"] for layer in layers[1:])], _head(params)["kernel"])
-    return weights, jnp.stack([layer["bias"] for layer in layers])
+    return jnp.asarray(turns), weights, jnp.stack([layer["bias"] for layer in layers])

@@ -1,13 +1,12 @@
 """The kernel that takes gradients back through a layer: to its weights, and on to the layer below."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
 from jaxmeta.kernels.encoding import by_dimension, encode_chunk
@@ -25,7 +24,7 @@ from jaxmeta.kernels.launching import (
     turn,
 )
 from jaxmeta.kernels.layers import load
-from jaxmeta.kernels.slabs import PAIR, Slabs
+from jaxmeta.kernels.slabs import PAIR, Place, Slabs
 
 NARROW = 16
 """Columns that the head's gradient is filled up to: the depth of the hardware's matmul."""
@@ -56,9 +55,12 @@ class _Plan(NamedTuple):
     work: Slabs
     kind: _Kind
     inputs: int
-    outputs: int
     first_row: int
     """Of the weights in the stacked ones; the head's are an array of their own."""
+
+    @property
+    def outputs(self) -> int:
+        return STRIPE if self.kind == "head" else WIDTH
 
     @property
     def share(self) -> int:
@@ -108,16 +110,6 @@ class _Buffers(NamedTuple):
     made: Any = None
 
 
-class _Place(NamedTuple):
-    """What a warpgroup is, and which slabs its pair takes."""
-
-    me: Any
-    block: Any
-    pair: Any
-    begin: Any
-    end: Any
-
-
 def _launch(
     gradient: Array, weights: Array, head: Array, points: Array, turns: Array, *activations: Array
 ) -> tuple[list[Array], list[Array]]:
@@ -135,12 +127,11 @@ def _pass(kind: _Kind, gradient: Array, inputs: Array, first_row: int = 0, **ext
     """Takes the gradient through one layer or the head."""
     is_head, is_first = kind == "head", kind == "first"
     num_scenes, num_rows = inputs.shape[:2] if is_head else gradient.shape[:2]
-    num_outputs = STRIPE if is_head else WIDTH
     num_inputs = extra["turns"].shape[1] if is_first else WIDTH
-    plan = _Plan(Slabs(num_scenes, 1, False, -(-num_rows // TILE)), kind, num_inputs, num_outputs, first_row)
+    plan = _Plan(Slabs(num_scenes, 1, False, -(-num_rows // TILE)), kind, num_inputs, first_row)
     parts = (plan.work.pairs, plan.work.parts, PAIR)
     operands = {"gradient": gradient, "inputs": inputs, **extra}
-    out_type = {"products": jax.ShapeDtypeStruct((*parts, plan.share, num_outputs), jnp.float32)}
+    out_type = {"products": jax.ShapeDtypeStruct((*parts, plan.share, plan.outputs), jnp.float32)}
     scratch = {
         "left": tiled((plan.ring, TILE, plan.share)),
         "right": tiled((plan.ring, STRIPE, TILE) if is_head else (plan.ring, TILE, WIDTH)),
@@ -183,26 +174,30 @@ def _pass(kind: _Kind, gradient: Array, inputs: Array, first_row: int = 0, **ext
         cluster_names=("block",),
     )(*operands.values())
     out = dict(zip(out_type, results, strict=True))
-    out["products"] = plan.work.add(out["products"]).reshape(num_scenes, num_inputs, num_outputs)
+    out["products"] = plan.work.add(out["products"]).reshape(num_scenes, num_inputs, plan.outputs)
     if not is_first:  # every column holds the sums
         out["sums"] = plan.work.add(out["sums"][..., 0]).reshape(num_scenes, WIDTH)
     return out
 
 
 def _body(plan: _Plan, arrays: _Arrays, buffers: _Buffers) -> None:
-    me, block, pair = (lax.axis_index(name) for name in ("warpgroup", "block", "pair"))
-    place = _Place(me, block, pair, plan.work.start(pair), plan.work.start(pair + 1))
+    place = plan.work.place()
 
-    between = _encode if plan.kind == "first" else _go_on
+    def between() -> None:
+        if plan.kind == "first":
+            _encode(plan, buffers, place)
+        else:
+            _go_on(plan, arrays, buffers, place)
+
     take_roles(
-        me,
+        place.me,
         (CONSUMERS, 160, lambda: _multiply(plan, arrays, buffers, place)),
-        (1, 168, lambda: between(plan, arrays, buffers, place)),
+        (1, 168, between),
         (1, 24, lambda: _copy(plan, arrays, buffers, place)),
     )
 
 
-def _copy(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
+def _copy(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: Place) -> None:
     """Copies a block's share of each slab's inputs, its half of the gradient for both blocks, and the weights."""
 
     def copy_gradient(scene: Any, some: Any, slot: Any) -> None:
@@ -246,17 +241,7 @@ def _half(index: Any) -> Any:
     return pl.ds(index * _HALF, _HALF)
 
 
-def _by_parts(work: Slabs, place: _Place, run: Callable[[Any, Any, Any], None]) -> None:
-    """Calls `run(part, first, stop)` for the slabs of each scene, numbered from the first of the pair."""
-
-    @pl.loop(0, work.parts, init_carry=place.begin)
-    def _(part: Any, slab: Any) -> Any:
-        stop = lax.min(slab + work.locate(slab)[-1], place.end)
-        pl.when(slab < place.end)(lambda: run(part, slab - place.begin, stop - place.begin))
-        return stop
-
-
-def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
+def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: Place) -> None:
     """Sums up products of inputs and gradients, part by part."""
     me = place.me
     rows = pl.ds(me * CHUNK if plan.share == _HALF else 0, CHUNK)
@@ -291,12 +276,11 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) ->
         accumulator = plgpu.WGMMAAccumulatorRef((CHUNK, min(plan.outputs, _HALF)), jnp.float32)
         pl.run_scoped(sum_up, *[accumulator] * len(columns))
 
-    _by_parts(plan.work, place, run)
+    plan.work.by_parts(place, run)
 
 
-def _encode(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
+def _encode(plan: _Plan, buffers: _Buffers, place: Place) -> None:
     """Makes a block's share of the first layer's inputs."""
-    del arrays
     plgpu.barrier_wait(buffers.turns_here)
 
     @pl.loop(0, place.end - place.begin)
@@ -310,7 +294,7 @@ def _encode(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> N
         plgpu.barrier_arrive(buffers.made.at[slot])
 
 
-def _go_on(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
+def _go_on(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: Place) -> None:
     """Takes the gradient of each slab on to a block's half of the inputs, and sums it up over rows."""
 
     def multiply(slot: Any, total: Any) -> None:
@@ -362,7 +346,7 @@ def _go_on(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: _Place) -> No
         plgpu.barrier_arrive(buffers.kernel_free)
 
     plgpu.barrier_wait(buffers.one_here)
-    _by_parts(plan.work, place, run)
+    plan.work.by_parts(place, run)
     plgpu.wait_smem_to_gmem(0)
 
 

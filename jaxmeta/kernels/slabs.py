@@ -1,7 +1,9 @@
 """How kernels that sum over rows cut their work into pieces, and how the parts that come of them are added."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.experimental.pallas as pl
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -11,6 +13,16 @@ from jaxmeta.kernels.launching import at_once
 
 PAIR = 2
 """Blocks that share what they copy: each copies a half, and the hardware hands it to both."""
+
+
+class Place(NamedTuple):
+    """What a warpgroup is, and which slabs its pair takes."""
+
+    me: Any
+    block: Any
+    pair: Any
+    begin: Any
+    end: Any
 
 
 class Slabs(NamedTuple):
@@ -50,6 +62,20 @@ class Slabs(NamedTuple):
         """Returns the first slab of a pair."""
         least, more = divmod(self.per_scene * self.scenes, self.pairs)
         return pair * least + (min(pair, more) if isinstance(pair, int) else lax.min(pair, more))
+
+    def place(self) -> Place:
+        """Returns, in a kernel, what the warpgroup that asks is."""
+        me, block, pair = (lax.axis_index(name) for name in ("warpgroup", "block", "pair"))
+        return Place(me, block, pair, self.start(pair), self.start(pair + 1))
+
+    def by_parts(self, place: Place, run: Callable[[Any, Any, Any], None]) -> None:
+        """Calls `run(part, first, stop)` for the slabs of each layer, numbered from the first of the pair."""
+
+        @pl.loop(0, self.parts, init_carry=place.begin)
+        def _(part: Any, slab: Any) -> Any:
+            stop = lax.min(slab + self.locate(slab)[-1], place.end)
+            pl.when(slab < place.end)(lambda: run(part, slab - place.begin, stop - place.begin))
+            return stop
 
     def locate(self, slab: Any) -> tuple[Any, Any, Any, Any]:
         """Returns a slab's scene and layer, its place in the layer, and how many are left of the layer."""

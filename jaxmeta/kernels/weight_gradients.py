@@ -8,7 +8,6 @@ import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
 from jaxmeta.kernels.launching import (
@@ -24,7 +23,7 @@ from jaxmeta.kernels.launching import (
     tiled,
     turn,
 )
-from jaxmeta.kernels.slabs import PAIR, Slabs
+from jaxmeta.kernels.slabs import PAIR, Place, Slabs
 
 _RING = 4
 """Slabs that are copied ahead."""
@@ -60,16 +59,6 @@ class _Buffers(NamedTuple):
     full: Any
     free: Any
     ones_here: Any
-
-
-class _Place(NamedTuple):
-    """What a warpgroup is, and which slabs its pair takes."""
-
-    me: Any
-    block: Any
-    mine: Any
-    begin: Any
-    end: Any
 
 
 def _launch(*operands: Array) -> tuple[Array, Array]:
@@ -112,16 +101,15 @@ def _launch(*operands: Array) -> tuple[Array, Array]:
 
 def _body(work: Slabs, *refs: Any, **scratch: Any) -> None:
     arrays, buffers = _Arrays(refs[: work.layers], refs[work.layers : -2], *refs[-2:]), _Buffers(**scratch)
-    me, block, mine = (lax.axis_index(name) for name in ("warpgroup", "block", "pair"))
-    place = _Place(me, block, mine, work.start(mine), work.start(mine + 1))
+    place = work.place()
     take_roles(
-        me,
+        place.me,
         (CONSUMERS, 240, lambda: _multiply(work, arrays, buffers, place)),
         (1, 24, lambda: _copy_rows(work, arrays, buffers, place)),
     )
 
 
-def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
+def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) -> None:
     """Copies the pair's slabs: this block's part of the inputs, and its half of the gradients for both blocks."""
 
     def fetch(index: int, scene: Any, inside: Any, slot: Any) -> None:
@@ -147,7 +135,7 @@ def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: _Place) -
     drain(buffers.free, _RING, place.end - place.begin)
 
 
-def _multiply(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: _Place) -> None:
+def _multiply(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) -> None:
     """Sums up the pair's slabs, part by part."""
 
     @pl.when(place.me == 0)
@@ -158,28 +146,22 @@ def _multiply(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: _Place) ->
 
     plgpu.barrier_wait(buffers.ones_here)
 
-    @pl.loop(0, work.parts, init_carry=place.begin)
-    def next_part(part: Any, slab: Any) -> Any:
-        left_over = work.locate(slab)[-1]
-        stop = lax.min(slab + left_over, place.end)
+    def run(part: Any, first: Any, stop: Any) -> None:
+        pl.run_scoped(
+            functools.partial(_sum_up, arrays, buffers, place, part, first, stop),
+            *(plgpu.WGMMAAccumulatorRef((TILE, columns), jnp.float32) for columns in (WIDTH, STRIPE)),
+        )
 
-        @pl.when(slab < place.end)
-        def _() -> None:
-            pl.run_scoped(
-                functools.partial(_sum_up, arrays, buffers, place, part, slab, stop),
-                *(plgpu.WGMMAAccumulatorRef((TILE, columns), jnp.float32) for columns in (WIDTH, STRIPE)),
-            )
-
-        return stop
+    work.by_parts(place, run)
 
 
 def _sum_up(
-    arrays: _Arrays, buffers: _Buffers, place: _Place, part: Any, slab: Any, stop: Any, products: Any, sums: Any
+    arrays: _Arrays, buffers: _Buffers, place: Place, part: Any, first: Any, stop: Any, products: Any, sums: Any
 ) -> None:
-    """Sums up the slabs from `slab` to `stop`, all of one layer, and writes them as one part."""
-    me, block, mine, begin, _ = place
+    """Sums up the slabs from `first` to `stop`, all of one layer, and writes them as one part."""
+    me, block, pair = place[:3]
 
-    @pl.loop(slab - begin, stop - begin)
+    @pl.loop(first, stop)
     def _(number: Any) -> None:
         slot = turn(number, _RING)
         plgpu.barrier_wait(buffers.full.at[slot])
@@ -189,12 +171,12 @@ def _sum_up(
         gradients = buffers.right.at[slot, :, columns].transpose((1, 0))
         plgpu.wgmma(sums, gradients, buffers.ones.at[pl.ds(0, STRIPE), :].transpose((1, 0)))
         plgpu.wgmma_wait(2)
-        pl.when(number > slab - begin)(lambda: plgpu.barrier_arrive(buffers.free.at[turn(number - 1, _RING)]))
+        pl.when(number > first)(lambda: plgpu.barrier_arrive(buffers.free.at[turn(number - 1, _RING)]))
 
     plgpu.wgmma_wait(0)
-    plgpu.barrier_arrive(buffers.free.at[turn(stop - begin - 1, _RING)])
-    arrays.products.at[mine, part, block, pl.ds(me * TILE, TILE), :][...] = products[...]
-    arrays.sums.at[mine, part, block, me][...] = sums[...]
+    plgpu.barrier_arrive(buffers.free.at[turn(stop - 1, _RING)])
+    arrays.products.at[pair, part, block, pl.ds(me * TILE, TILE), :][...] = products[...]
+    arrays.sums.at[pair, part, block, me][...] = sums[...]
 
 
 _weight_gradients = over_scenes(_launch)
