@@ -41,7 +41,7 @@ def blocked_apply(field: RadianceField) -> Callable[[Params, Float[Array, "*poin
         for layer in layers[:-1]:
             features = jax.nn.relu(_product(layer["kernel"], features) + layer["bias"][:, None]).astype(dtype)
         outputs = _product(layers[-1]["kernel"], features) + layers[-1]["bias"][:, None]
-        return activate(outputs.T.reshape(*points.shape[:-1], 4), field.density_activation)
+        return activate(outputs.reshape(4, *points.shape[:-1]), field.density_activation)
 
     return apply
 

@@ -20,10 +20,10 @@ _DENSITY_ACTIVATIONS = {
 
 
 def activate(
-    outputs: Float[Array, "*points 4"], density_activation: DensityActivation
+    outputs: Float[Array, "4 *points"], density_activation: DensityActivation
 ) -> tuple[Float[Array, "*points"], Float[Array, "*points 3"]]:
     """Returns the density and the rgb that the network's last layer stands for."""
-    return _DENSITY_ACTIVATIONS[density_activation](outputs[..., 3]), nn.sigmoid(outputs[..., :3])
+    return _DENSITY_ACTIVATIONS[density_activation](outputs[3]), jnp.moveaxis(nn.sigmoid(outputs[:3]), 0, -1)
 
 
 class Dense(nn.Module):
@@ -79,7 +79,7 @@ class RadianceField(nn.Module):
             features = nn.relu(Dense(self.width, dtype, points.dtype, start, start)(features))
         start = _within(features.shape[-1] ** -0.5)
         outputs = Dense(4, dtype, points.dtype, start, start)(features)
-        return activate(outputs.astype(points.dtype), self.density_activation)
+        return activate(jnp.moveaxis(outputs.astype(points.dtype), -1, 0), self.density_activation)
 
 
 class Siren(nn.Module):

@@ -39,7 +39,7 @@ def fused_apply(field: RadianceField, *, many: int = MANY) -> Callable[[Params, 
         flat = points.reshape(-1, 3)
         filled = jnp.pad(flat, ((0, -len(flat) % _ROWS), (0, 0)))
         outputs: Any = _network(field, many, params["params"], filled)
-        return activate(outputs[: len(flat)].reshape(*points.shape[:-1], 4), field.density_activation)
+        return activate(outputs[:, : len(flat)].reshape(4, *points.shape[:-1]), field.density_activation)
 
     return apply
 
@@ -67,6 +67,7 @@ class _Few(NamedTuple):
 
     rows: Array
     weights: Array
+    head: Array
     activations: Sequence[Array]
     cut: Array
     points: Array
@@ -85,34 +86,35 @@ class _Many(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _network(
     field: RadianceField, many: int, params: dict[str, Any], points: Float[Array, "points 3"]
-) -> Float[Array, "points 4"]:
+) -> Float[Array, "4 points"]:
     from jaxmeta.kernels.forward import forward  # brings half a second of imports, which only these GPUs need
 
     del many  # there is no gradient
-    return forward(points, *_operands(field, params))[:, :4] + _head(params)["bias"]
+    return _add_bias(forward(points, *_operands(field, params)), params)
 
 
 def _forward(
     field: RadianceField, many: int, params: dict[str, Any], points: Float[Array, "points 3"]
-) -> tuple[Float[Array, "points 4"], _Few | _Many]:
+) -> tuple[Float[Array, "4 points"], _Few | _Many]:
     from jaxmeta.kernels.encoding import encode  # here as in _network
     from jaxmeta.kernels.forward import forward_keeping, forward_marking
 
     turns, weights, biases = _operands(field, params)
+    head = _head(params)["kernel"]
     if scenes_side_by_side() * len(points) < many:
         rows = encode([points[:, k, None] for k in range(3)], turns)
         # Relu cuts off what has a sign, and so must be a sum of nothing, where all units below are cut off.
         biases = jnp.where(biases == 0.0, -_TINY, biases)
         outputs, activations, cut = forward_marking(rows, weights, biases)
-        kept = _Few(rows, weights, activations, cut, points)
+        kept = _Few(rows, weights, head, activations, cut, points)
     else:
         outputs, activations = forward_keeping(points, turns, weights, biases)
-        kept = _Many(weights, _head(params)["kernel"], turns, activations, points)
-    return outputs[:, :4] + _head(params)["bias"], kept
+        kept = _Many(weights, head, turns, activations, points)
+    return _add_bias(outputs, params), kept
 
 
 def _backward(
-    field: RadianceField, many: int, kept: _Few | _Many, gradient: Float[Array, "points 4"]
+    field: RadianceField, many: int, kept: _Few | _Many, gradient: Float[Array, "4 points"]
 ) -> tuple[dict[str, Any], Array]:
     del many  # told by what was kept
     if isinstance(kept, _Few):
@@ -120,19 +122,20 @@ def _backward(
     else:
         kernels, biases = _backward_many(kept, gradient)
     kernels[0] = kernels[0][: 6 * field.num_frequencies]
-    biases = [*biases, jnp.sum(gradient, axis=0)]
+    biases = [*biases, jnp.sum(gradient, axis=1)]
     layers = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True)]
     # Nobody asks where the field's points should move.
     return {f"Dense_{index}": layer for index, layer in enumerate(layers)}, jnp.zeros_like(kept.points)
 
 
-def _backward_few(field: RadianceField, kept: _Few, gradient: Float[Array, "points 4"]) -> tuple[list[Array], Any]:
+def _backward_few(field: RadianceField, kept: _Few, gradient: Float[Array, "4 points"]) -> tuple[list[Array], Any]:
     from jaxmeta.kernels.backward import backward  # here as in _network
     from jaxmeta.kernels.launching import CHUNK, WIDTH
     from jaxmeta.kernels.weight_gradients import weight_gradients
 
-    narrow = gradient.astype(jnp.bfloat16)
-    gradients = backward(jnp.pad(narrow, ((0, 0), (0, CHUNK - 4))), kept.weights, kept.cut)
+    narrow = gradient.T.astype(jnp.bfloat16)
+    wide, head = (jnp.pad(array, ((0, 0), (0, CHUNK - 4))).astype(jnp.bfloat16) for array in (narrow, kept.head))
+    gradients = backward(wide, kept.weights, head, kept.cut)
     products, sums = weight_gradients([kept.rows, *kept.activations[:-1]], gradients)
     first, others = jnp.split(products, [kept.rows.shape[-1]])
     head = jnp.matmul(kept.activations[-1].T, narrow, preferred_element_type=jnp.float32)
@@ -140,15 +143,19 @@ def _backward_few(field: RadianceField, kept: _Few, gradient: Float[Array, "poin
     return [first, *others.reshape(len(sums), WIDTH, WIDTH), head], biases
 
 
-def _backward_many(kept: _Many, gradient: Float[Array, "points 4"]) -> tuple[list[Array], Any]:
-    from jaxmeta.kernels.layerwise import NARROW, layerwise  # here as in _network
+def _backward_many(kept: _Many, gradient: Float[Array, "4 points"]) -> tuple[list[Array], Any]:
+    from jaxmeta.kernels.layerwise import layerwise  # here as in _network
 
-    narrow, head = (jnp.pad(array.astype(jnp.bfloat16), ((0, 0), (0, NARROW - 4))) for array in (gradient, kept.head))
-    kernels, biases = layerwise(narrow, kept.weights, head, kept.points, kept.turns, kept.activations)
-    return [*kernels[:-1], kernels[-1][:, :4]], biases
+    narrow, head = gradient.astype(jnp.bfloat16), kept.head.astype(jnp.bfloat16)
+    return layerwise(narrow, kept.weights, head, kept.points, kept.turns, kept.activations)
 
 
 _network.defvjp(_forward, _backward)
+
+
+def _add_bias(outputs: Float[Array, "points 8"], params: dict[str, Any]) -> Float[Array, "4 points"]:
+    # The barrier has XLA turn them round once, not in each kernel that reads them.
+    return jax.lax.optimization_barrier(outputs[:, :4].T + _head(params)["bias"][:, None])
 
 
 def _head(params: dict[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def composite(
     weights = compositing_weights(density, distances, last_interval=sampling.last_interval)
     opacity = jnp.sum(weights)
     return Rendering(
-        rgb=jnp.sum(weights[:, None] * rgb, axis=0) + (1 - opacity),
+        rgb=jnp.sum(weights * rgb.T, axis=1) + (1 - opacity),  # along the samples, which lie side by side in memory
         opacity=opacity,
         distance=jnp.sum(weights * distances) + (1 - opacity) * sampling.far,
     )

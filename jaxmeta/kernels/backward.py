@@ -30,17 +30,21 @@ from jaxmeta.kernels.layers import RING, Ring, Work, load, store, unpack
 def backward(
     gradient: BFloat16[Array, "rows 64"],
     weights: BFloat16[Array, "stacked 256"],
+    head: BFloat16[Array, "256 64"],
     cut: Int32[Array, "layers padded_rows 8"],
 ) -> list[BFloat16[Array, "rows 256"]]:
-    """Returns the gradients of each layer's sums, before relu, given the head's outputs', filled up with zeros."""
-    return _backward(gradient, weights, cut)
+    """Returns the gradients of each layer's sums, before relu.
+
+    `gradient` is that of the head's outputs and `head` its weights, both filled up with zeros.
+    """
+    return _backward(gradient, weights, head, cut)
 
 
 class _Plan(NamedTuple):
     work: Work
     layers: int
-    head: int
-    """Its first row in the stacked weights."""
+    end: int
+    """Of the layers' rows in the stacked weights."""
 
     @property
     def slices(self) -> int:
@@ -53,6 +57,7 @@ class _Arrays(NamedTuple):
 
     gradient: Any
     weights: Any
+    head: Any
     cut: Any
     out: Sequence[Any]
 
@@ -68,10 +73,10 @@ class _Buffers(NamedTuple):
     words_here: Any
 
 
-def _launch(gradient: Array, weights: Array, cut: Array) -> list[Array]:
+def _launch(gradient: Array, weights: Array, head: Array, cut: Array) -> list[Array]:
     num_scenes, num_rows, _ = gradient.shape
     num_layers = cut.shape[1]
-    plan = _Plan(Work(num_scenes, num_rows), num_layers, weights.shape[1] - WIDTH)
+    plan = _Plan(Work(num_scenes, num_rows), num_layers, weights.shape[1] - CHUNK)
     scratch = Ring.scratch((WIDTH, CHUNK)) | {
         "tiles": tiled((CONSUMERS, WIDTH // CHUNK, TILE, CHUNK)),
         "first": tiled((CONSUMERS, 1, TILE, CHUNK)),
@@ -87,12 +92,12 @@ def _launch(gradient: Array, weights: Array, cut: Array) -> list[Array]:
         CONSUMERS + 1,
         grid=(plan.work.blocks,),
         grid_names=("block",),
-    )(gradient, weights, cut)
+    )(gradient, weights, head, cut)
 
 
 def _body(plan: _Plan, *refs: Any, slots: Any, full: Any, free: Any, **scratch: Any) -> None:
-    gradient, weights, cut, *out = refs
-    arrays = _Arrays(gradient, weights, cut, out)
+    gradient, weights, head, cut, *out = refs
+    arrays = _Arrays(gradient, weights, head, cut, out)
     buffers = _Buffers(Ring(slots, full, free), **scratch)
     me, num_items = lax.axis_index("warpgroup"), plan.work.num_items()
     take_roles(
@@ -109,9 +114,9 @@ def _copy_weights(plan: _Plan, arrays: _Arrays, ring: Ring, num_items: Any) -> N
     def _(index: Any) -> None:
         scene, _ = plan.work.place(index, 0)
         number = index * plan.slices
-        ring.fill(number, arrays.weights.at[scene, pl.ds(plan.head, WIDTH), pl.ds(0, CHUNK)])
+        ring.fill(number, arrays.head.at[scene])
         for step in range(1, plan.layers):
-            layer_rows = pl.ds(plan.head - CHUNK - step * WIDTH, WIDTH)
+            layer_rows = pl.ds(plan.end - step * WIDTH, WIDTH)
             for k in range(WIDTH // CHUNK):
                 number += 1
                 ring.fill(number, arrays.weights.at[scene, layer_rows, pl.ds(k * CHUNK, CHUNK)])

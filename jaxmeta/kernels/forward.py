@@ -107,6 +107,7 @@ class _Buffers(NamedTuple):
     points: Any = None
     turns: Any = None
     turns_here: Any = None
+    ahead: Any = None
 
 
 def _launch_on_points(keep: bool, points: Array, turns: Array, weights: Array, biases: Array) -> Any:
@@ -145,6 +146,7 @@ def _launch(plan: _Plan, operands: list[Array], *, keep: bool) -> list[Array]:
             "points": plgpu.SMEM((CONSUMERS, 3, TILE), jnp.float32),
             "turns": plgpu.SMEM(operands[1].shape, jnp.float32),
             "turns_here": plgpu.Barrier(),
+            "ahead": plgpu.Barrier(),
         }
     outputs, *kept = call(
         functools.partial(_body, plan),
@@ -221,6 +223,8 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_item
         which = turn(index * plan.layers + layer, 2)
         pairs = [lambda slot, k=k: [(tile.at[k], slot)] for k in range(num_chunks)]
         values = buffers.ring.multiply(number, pairs, WIDTH)
+        if plan.encodes:
+            pl.when((me == 0) & (index == 0) & (layer == 0))(lambda: plgpu.barrier_arrive(buffers.ahead))
         plgpu.barrier_wait(buffers.bias_here.at[which])
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         word = _add_bias_and_cut(values, buffers.bias, which, tile, mark=not plan.encodes)
@@ -233,6 +237,8 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_item
     fetch(0)
     if plan.encodes:
         plgpu.barrier_wait(buffers.turns_here)
+        # One multiplies while the other is between two layers, as long as the ring lets it stay behind.
+        pl.when(me > 0)(lambda: plgpu.barrier_wait(buffers.ahead))
 
     @pl.loop(0, num_items)
     def _(index: Any) -> None:

@@ -85,9 +85,11 @@ def take_roles(me: Any, *roles: tuple[int, int, Callable[[], None]]) -> None:
         first += count
 
 
-def tiled(shape: tuple[int, ...]) -> Any:
-    """Returns a bfloat16 array in shared memory in the order in which the hardware's matmul reads it."""
-    columns = min(CHUNK, shape[-1])
+def tiled(shape: tuple[int, ...], columns: int = CHUNK) -> Any:
+    """Returns a bfloat16 array in shared memory in the order in which the hardware's matmul reads it.
+
+    Both operands of a matmul must have tiles of as many `columns`, and so many columns of the left are its least depth.
+    """
     transforms = plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(2 * columns)
     return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 

@@ -10,20 +10,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, at_once, tiled, turn
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, at_once, tiled, turn
 
 RING = 4
 """Slices of weights. More leave too little memory for what the compiler spills, fewer run dry."""
 
 
 def stack(layers: Sequence[Float[Array, "_ 256"]], head: Float[Array, "256 outputs"]) -> BFloat16[Array, "stacked 256"]:
-    """Returns the layers' weights one below another, then the head's as `forward` and as `backward` read it.
+    """Returns the layers' weights one below another, then the head's, transposed and filled up to a slice.
 
     The first layer has 128 or 256 inputs; the head has at most 8 outputs.
     """
-    missing = [(0, size - head.shape[1]) for size in (CHUNK, WIDTH)]
-    parts = [*layers, jnp.pad(head.T, (missing[0], (0, 0))), jnp.pad(head, ((0, 0), missing[1]))]
-    return jnp.concatenate(parts).astype(jnp.bfloat16)
+    return jnp.concatenate([*layers, jnp.pad(head.T, ((0, CHUNK - head.shape[1]), (0, 0)))]).astype(jnp.bfloat16)
 
 
 class Work(NamedTuple):

@@ -26,23 +26,22 @@ from jaxmeta.kernels.launching import (
 from jaxmeta.kernels.layers import load
 from jaxmeta.kernels.slabs import PAIR, Place, Slabs
 
-NARROW = 16
-"""Columns that the head's gradient is filled up to: the depth of the hardware's matmul."""
+_NARROW = 16
+"""Outputs that the head's gradient is filled up to: the depth of the hardware's matmul."""
 _HALF = WIDTH // PAIR
 
 
 def layerwise(
-    gradient: BFloat16[Array, "rows 16"],
+    gradient: BFloat16[Array, "outputs rows"],
     weights: BFloat16[Array, "stacked 256"],
-    head: BFloat16[Array, "256 16"],
+    head: BFloat16[Array, "256 outputs"],
     points: Float[Array, "rows 3"],
     turns: Float[Array, "4 columns"],
     activations: Sequence[BFloat16[Array, "rows 256"]],
 ) -> tuple[list[Float[Array, "_ _"]], list[Float[Array, "256"]]]:
     """Returns the gradients of the weights of each layer and of the head, and of the biases of each layer.
 
-    `gradient` is that of the head's outputs and `head` its weights, both filled up with zeros. The gradients of the
-    head's weights have 8 columns.
+    `gradient` is that of the head's outputs, at most 8, and `head` its weights.
     """
     return _layerwise(gradient, weights, head, points, turns, *activations)
 
@@ -70,20 +69,23 @@ class _Plan(NamedTuple):
     @property
     def ring(self) -> int:
         """Slabs that are copied ahead: as many as there is room for."""
-        return 6 if self.kind == "head" else 3
+        return {"head": 6, "layer": 3, "first": 4}[self.kind]
+
+    @property
+    def preparing(self) -> int:
+        """Warpgroups that take a slab on, or encode one, in turns; of which the ring holds a multiple."""
+        return 1 if self.kind == "layer" else 2
 
 
 class _Arrays(NamedTuple):
     """In global memory."""
 
     gradient: Any
-    """Of the outputs, or of the sums before relu; the head's in columns."""
+    """Of the sums before relu; the head's, of its outputs, is transposed."""
     inputs: Any
     """Those of the first layer are points, which its kernel encodes."""
     weights: Any = None
     ones: Any = None
-    rows: Any = None
-    """The head's gradient in rows."""
     turns: Any = None
     products: Any = None
     below: Any = None
@@ -97,7 +99,8 @@ class _Buffers(NamedTuple):
     right: Any
     full: Any
     free: Any
-    row: Any = None
+    narrow: Any = None
+    """The head's gradient once more, in the order that its other matmul asks for."""
     kernel: Any = None
     kernel_here: Any = None
     kernel_free: Any = None
@@ -113,14 +116,17 @@ class _Buffers(NamedTuple):
 def _launch(
     gradient: Array, weights: Array, head: Array, points: Array, turns: Array, *activations: Array
 ) -> tuple[list[Array], list[Array]]:
-    columns = jnp.pad(gradient[..., :STRIPE].mT, ((0, 0), (0, 0), (0, -gradient.shape[1] % CHUNK)))
-    passes = [_pass("head", columns, activations[-1], weights=head, rows=gradient)]
+    num_outputs, num_rows = gradient.shape[1:]
+    filled = jnp.pad(gradient, ((0, 0), (0, _NARROW - num_outputs), (0, -num_rows % CHUNK)))
+    wide = jnp.pad(head, ((0, 0), (0, 0), (0, _NARROW - num_outputs)))
+    passes = [_pass("head", filled, activations[-1], weights=wide)]
     first_row = turns.shape[2] + (len(activations) - 2) * WIDTH
     for below in activations[-2::-1]:
         passes.append(_pass("layer", passes[-1]["below"], below, first_row, weights=weights))
         first_row -= WIDTH
     first = _pass("first", passes[-1]["below"], by_dimension(points), turns=turns[0])
-    return [one["products"] for one in (first, *passes[::-1])], [one["sums"] for one in passes[::-1]]
+    products = [one["products"] for one in (first, *passes[::-1])]
+    return [*products[:-1], products[-1][..., :num_outputs]], [one["sums"] for one in passes[::-1]]
 
 
 def _pass(kind: _Kind, gradient: Array, inputs: Array, first_row: int = 0, **extra: Array) -> dict[str, Array]:
@@ -150,24 +156,24 @@ def _pass(kind: _Kind, gradient: Array, inputs: Array, first_row: int = 0, **ext
     else:
         operands["ones"] = jnp.ones((STRIPE, TILE), jnp.bfloat16)
         out_type["below"] = jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16)
-        out_type["sums"] = jax.ShapeDtypeStruct((*parts, CONSUMERS, CHUNK, STRIPE), jnp.float32)
+        out_type["sums"] = jax.ShapeDtypeStruct((*parts, plan.preparing, CONSUMERS, CHUNK, STRIPE), jnp.float32)
         scratch |= {
-            "kernel": tiled((_HALF, extra["weights"].shape[2])),
+            "kernel": tiled((_HALF, _NARROW), _NARROW) if is_head else tiled((_HALF, WIDTH)),
             "kernel_here": plgpu.Barrier(),
-            "kernel_free": plgpu.Barrier(),
-            "out": tiled((TILE, _HALF)),
+            "kernel_free": plgpu.Barrier(num_arrivals=plan.preparing),
+            "out": tiled((plan.preparing, TILE, _HALF)),
             "one": tiled((STRIPE, TILE)),
             "one_here": plgpu.Barrier(),
         }
     if is_head:
-        scratch["row"] = tiled((plan.ring, TILE, NARROW))
+        scratch["narrow"] = tiled((plan.ring, _NARROW, TILE), _NARROW)
     names = [*operands, *out_type]
     results = call(
         lambda *refs, **buffers: _body(plan, _Arrays(**dict(zip(names, refs, strict=True))), _Buffers(**buffers)),
         list(out_type.values()),
         scratch,
         f"network_backward_{kind}",
-        CONSUMERS + 2,
+        CONSUMERS + plan.preparing + 1,
         grid=(plan.work.pairs,),
         grid_names=("pair",),
         cluster=(PAIR,),
@@ -176,14 +182,15 @@ def _pass(kind: _Kind, gradient: Array, inputs: Array, first_row: int = 0, **ext
     out = dict(zip(out_type, results, strict=True))
     out["products"] = plan.work.add(out["products"]).reshape(num_scenes, num_inputs, plan.outputs)
     if not is_first:  # every column holds the sums
-        out["sums"] = plan.work.add(out["sums"][..., 0]).reshape(num_scenes, WIDTH)
+        out["sums"] = plan.work.add(jnp.sum(out["sums"][..., 0], axis=3)).reshape(num_scenes, WIDTH)
     return out
 
 
 def _body(plan: _Plan, arrays: _Arrays, buffers: _Buffers) -> None:
     place = plan.work.place()
+    sums, prepared = {"head": (72, 152), "layer": (160, 168), "first": (104, 120)}[plan.kind]
 
-    def between() -> None:
+    def prepare() -> None:
         if plan.kind == "first":
             _encode(plan, buffers, place)
         else:
@@ -191,8 +198,8 @@ def _body(plan: _Plan, arrays: _Arrays, buffers: _Buffers) -> None:
 
     take_roles(
         place.me,
-        (CONSUMERS, 160, lambda: _multiply(plan, arrays, buffers, place)),
-        (1, 168, between),
+        (CONSUMERS, sums, lambda: _multiply(plan, arrays, buffers, place)),
+        (plan.preparing, prepared, prepare),
         (1, 24, lambda: _copy(plan, arrays, buffers, place)),
     )
 
@@ -203,8 +210,8 @@ def _copy(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: Place) -> None
     def copy_gradient(scene: Any, some: Any, slot: Any) -> None:
         full, target = buffers.full.at[slot], buffers.right.at[slot]
         if plan.kind == "head":
-            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, :, some], target, full)
-            plgpu.copy_gmem_to_smem(arrays.rows.at[scene, some, :], buffers.row.at[slot], full)
+            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, pl.ds(0, STRIPE), some], target, full)
+            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, :, some], buffers.narrow.at[slot], full)
         else:
             plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, some, :], target, full, collective_axes="block")
 
@@ -265,11 +272,9 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: Place) -> 
                     plgpu.barrier_wait(buffers.made.at[slot])
                 for some, total in zip(columns, totals, strict=True):
                     plgpu.wgmma(total, buffers.left.at[slot, :, rows].transpose((1, 0)), right(slot, some))
-                plgpu.wgmma_wait(len(totals))
-                pl.when(number > first)(lambda: plgpu.barrier_arrive(buffers.free.at[turn(number - 1, plan.ring)]))
+                plgpu.wgmma_wait(0)  # frees the slab; the other warpgroups keep the units for matmuls busy
+                plgpu.barrier_arrive(buffers.free.at[slot])
 
-            plgpu.wgmma_wait(0)
-            plgpu.barrier_arrive(buffers.free.at[turn(stop - 1, plan.ring)])
             for some, total in zip(columns, totals, strict=True):
                 arrays.products.at[place.pair, part, place.block, rows, some][...] = total[...]
 
@@ -280,10 +285,10 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: Place) -> 
 
 
 def _encode(plan: _Plan, buffers: _Buffers, place: Place) -> None:
-    """Makes a block's share of the first layer's inputs."""
+    """Makes a block's share of the first layer's inputs, of every other slab."""
     plgpu.barrier_wait(buffers.turns_here)
 
-    @pl.loop(0, place.end - place.begin)
+    @pl.loop(place.me - CONSUMERS, place.end - place.begin, step=plan.preparing)
     def _(number: Any) -> None:
         slot = turn(number, plan.ring)
         plgpu.barrier_wait(buffers.full.at[slot])
@@ -295,11 +300,13 @@ def _encode(plan: _Plan, buffers: _Buffers, place: Place) -> None:
 
 
 def _go_on(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: Place) -> None:
-    """Takes the gradient of each slab on to a block's half of the inputs, and sums it up over rows."""
+    """Takes the gradient of its slabs on to a block's half of the inputs, and sums it up over rows."""
+    mine = place.me - CONSUMERS
+    out = buffers.out.at[mine]
 
     def multiply(slot: Any, total: Any) -> None:
         if plan.kind == "head":
-            plgpu.wgmma(total, buffers.row.at[slot], buffers.kernel.transpose((1, 0)))
+            plgpu.wgmma(total, buffers.narrow.at[slot].transpose((1, 0)), buffers.kernel.transpose((1, 0)))
             return
         for k in range(WIDTH // CHUNK):
             columns = pl.ds(k * CHUNK, CHUNK)
@@ -322,32 +329,32 @@ def _go_on(plan: _Plan, arrays: _Arrays, buffers: _Buffers, place: Place) -> Non
         plgpu.barrier_wait(buffers.kernel_here)
 
         def sum_up(*sums: Any) -> None:
-            @pl.loop(first, stop)
+            @pl.loop(first + turn(first + mine, plan.preparing), stop, step=plan.preparing)
             def _(number: Any) -> None:
                 slot = turn(number, plan.ring)
                 plgpu.barrier_wait(buffers.full.at[slot])
                 values = take(slot)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                buffers.out[...] = values
+                out[...] = values
                 plgpu.commit_smem()
                 plgpu.barrier_arrive(buffers.free.at[slot])
                 for chunk, total in enumerate(sums):  # as matmuls: a sum across warps would go through shared memory
-                    columns = buffers.out.at[:, pl.ds(chunk * CHUNK, CHUNK)]
+                    columns = out.at[:, pl.ds(chunk * CHUNK, CHUNK)]
                     plgpu.wgmma(total, columns.transpose((1, 0)), buffers.one.transpose((1, 0)))
                 scene, _, inside, _ = plan.work.locate(place.begin + number)
                 target = arrays.below.at[scene, pl.ds(inside * TILE, TILE), _half(place.block)]
-                plgpu.copy_smem_to_gmem(buffers.out, target)
+                plgpu.copy_smem_to_gmem(out, target)
 
             plgpu.wgmma_wait(0)
             for chunk, total in enumerate(sums):
-                arrays.sums.at[place.pair, part, place.block, chunk][...] = total[...]
+                arrays.sums.at[place.pair, part, place.block, mine, chunk][...] = total[...]
 
         pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * CONSUMERS)
+        plgpu.wait_smem_to_gmem(0)
         plgpu.barrier_arrive(buffers.kernel_free)
 
     plgpu.barrier_wait(buffers.one_here)
     plan.work.by_parts(place, run)
-    plgpu.wait_smem_to_gmem(0)
 
 
 _layerwise = over_scenes(_launch)

@@ -14,6 +14,9 @@ from jaxmeta.kernels.launching import at_once
 PAIR = 2
 """Blocks that share what they copy: each copies a half, and the hardware hands it to both."""
 
+_NEARLY = 0.95
+"""Of the pairs that could run must work."""
+
 
 class Place(NamedTuple):
     """What a warpgroup is, and which slabs its pair takes."""
@@ -50,8 +53,13 @@ class Slabs(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """Of blocks: as many as run at a time, if there are four slabs for each."""
-        return max(1, at_once(self.per_scene * self.scenes // 4, PAIR))
+        """Of blocks: as many as run at a time, if there are four slabs for each; or a few less, as many for each scene.
+
+        Then no pair passes from one scene to the next within a layer, and there is less to add.
+        """
+        most = max(1, at_once(self.per_scene * self.scenes // 4, PAIR))
+        as_many = most // self.scenes * self.scenes
+        return as_many if as_many > _NEARLY * most else most
 
     @property
     def parts(self) -> int:
