@@ -124,6 +124,33 @@ def test_the_encoding_of_the_kernels_is_that_of_the_field():
 
 
 @pytest.mark.parametrize(
+    ("num_scenes", "layers", "narrow", "slabs"),
+    [(1, 5, True, 255), (3, 1, False, 7), (16, 1, False, 256), (25, 1, False, 256), (200, 3, False, 5)],
+)
+def test_every_slab_is_added_once(num_scenes, layers, narrow, slabs):
+    from jaxmeta.kernels.slabs import Slabs
+
+    work = Slabs(num_scenes, layers, narrow, slabs)
+    slabs_in_parts = np.full((work.pairs, work.parts), np.nan)
+    for pair in range(work.pairs):
+        slab, end, part = work.start(pair), work.start(pair + 1), 0
+        while slab < end:
+            slabs_in_parts[pair, part] = min(work.locate(slab)[-1], end - slab)
+            slab, part = slab + int(slabs_in_parts[pair, part]), part + 1
+    expected = np.full((num_scenes, layers), slabs)
+    expected[:, 0] = work.first
+    np.testing.assert_array_equal(work.add(jnp.asarray(slabs_in_parts)), expected)
+
+
+def test_pairs_keep_to_a_scene_where_few_must_rest_for_it():
+    from jaxmeta.kernels.slabs import Slabs
+
+    pairs = {num_scenes: Slabs(num_scenes, 1, False, 256).pairs for num_scenes in (1, 16, 25, 64)}
+    assert pairs == {1: 64, 16: 64, 25: 66, 64: 64}
+    assert Slabs(16, 1, False, 256).parts == Slabs(64, 1, False, 256).parts == 1
+
+
+@pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"compute_dtype": jnp.float32}, "not bfloat16"),

@@ -1,0 +1,185 @@
+"""The kernel that takes gradients back through a layer: to its weights, and on to the layer below."""
+
+from typing import Any
+
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from jaxmeta.kernels.encoding import encode_chunk
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, drain, take_roles, turn
+from jaxmeta.kernels.layer_plan import HALF, Arrays, Buffers, Plan
+from jaxmeta.kernels.layers import load
+from jaxmeta.kernels.slabs import Place
+
+
+def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
+    """Runs the warpgroups of a block."""
+    place = plan.work.place()
+    summing, preparing = plan.registers
+
+    def prepare() -> None:
+        if plan.kind == "first":
+            _encode(plan, buffers, place)
+        else:
+            _go_on(plan, arrays, buffers, place)
+
+    take_roles(
+        place.me,
+        (CONSUMERS, summing, lambda: _multiply(plan, arrays, buffers, place)),
+        (plan.preparing, preparing, prepare),
+        (1, 24, lambda: _copy(plan, arrays, buffers, place)),
+    )
+
+
+def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
+    """Copies a block's share of each slab's inputs, its half of the gradient for both blocks, and the weights."""
+
+    def copy_gradient(scene: Any, some: Any, slot: Any) -> None:
+        full, target = buffers.full.at[slot], buffers.right.at[slot]
+        if plan.kind == "head":
+            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, pl.ds(0, STRIPE), some], target, full)
+            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, :, some], buffers.narrow.at[slot], full)
+        else:
+            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, some, :], target, full, collective_axes="block")
+
+    def copy_kernel(scene: Any, number: Any) -> None:
+        pl.when(number > 0)(lambda: plgpu.barrier_wait(buffers.kernel_free))
+        source = arrays.weights.at[scene, pl.ds(plan.first_row + place.block * HALF, HALF), :]
+        plgpu.copy_gmem_to_smem(source, buffers.kernel, buffers.kernel_here)
+
+    if plan.kind == "first":
+        plgpu.copy_gmem_to_smem(arrays.turns, buffers.turns, buffers.turns_here)
+    else:
+        plgpu.copy_gmem_to_smem(arrays.ones, buffers.one, buffers.one_here)
+
+    @pl.loop(0, place.end - place.begin)
+    def _(number: Any) -> None:
+        slot = turn(number, plan.ring)
+        scene, _, inside, _ = plan.work.locate(place.begin + number)
+        some = pl.ds(inside * TILE, TILE)
+        pl.when(number >= plan.ring)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
+        if plan.kind == "first":
+            plgpu.copy_gmem_to_smem(arrays.inputs.at[scene, :, some], buffers.points.at[slot], buffers.full.at[slot])
+        else:
+            source = arrays.inputs.at[scene, some, _half(place.block)]
+            plgpu.copy_gmem_to_smem(source, buffers.left.at[slot], buffers.full.at[slot])
+        copy_gradient(scene, some, slot)
+        if plan.kind != "first":
+            pl.when((number == 0) | (inside == 0))(lambda: copy_kernel(scene, number))
+
+    drain(buffers.free, plan.ring, place.end - place.begin)
+
+
+def _half(index: Any) -> Any:
+    """Returns the slice of a half of 256."""
+    return pl.ds(index * HALF, HALF)
+
+
+def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
+    """Sums up products of inputs and gradients, part by part."""
+    me = place.me
+    rows = pl.ds(me * CHUNK if plan.share == HALF else 0, CHUNK)
+    if plan.kind == "head":
+        columns = [pl.ds(0, STRIPE)]
+    elif plan.share == HALF:  # a matmul of all 256 would take more registers than ptxas gives each of four warpgroups
+        columns = [_half(0), _half(1)]
+    else:
+        columns = [_half(me)]
+
+    def right(slot: Any, some: Any) -> Any:
+        return buffers.right.at[slot].transpose((1, 0)) if plan.kind == "head" else buffers.right.at[slot, :, some]
+
+    def run(part: Any, first: Any, stop: Any) -> None:
+        def sum_up(*totals: Any) -> None:
+            @pl.loop(first, stop)
+            def _(number: Any) -> None:
+                slot = turn(number, plan.ring)
+                plgpu.barrier_wait(buffers.full.at[slot])
+                if plan.kind == "first":
+                    plgpu.barrier_wait(buffers.made.at[slot])
+                for some, total in zip(columns, totals, strict=True):
+                    plgpu.wgmma(total, buffers.left.at[slot, :, rows].transpose((1, 0)), right(slot, some))
+                plgpu.wgmma_wait(0)  # frees the slab; the other warpgroups keep the units for matmuls busy
+                plgpu.barrier_arrive(buffers.free.at[slot])
+
+            for some, total in zip(columns, totals, strict=True):
+                arrays.products.at[place.pair, part, place.block, rows, some][...] = total[...]
+
+        accumulator = plgpu.WGMMAAccumulatorRef((CHUNK, min(plan.outputs, HALF)), jnp.float32)
+        pl.run_scoped(sum_up, *[accumulator] * len(columns))
+
+    plan.work.by_parts(place, run)
+
+
+def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
+    """Makes a block's share of the first layer's inputs, of every other slab."""
+    plgpu.barrier_wait(buffers.turns_here)
+
+    @pl.loop(place.me - CONSUMERS, place.end - place.begin, step=plan.preparing)
+    def _(number: Any) -> None:
+        slot = turn(number, plan.ring)
+        plgpu.barrier_wait(buffers.full.at[slot])
+        for start in range(0, plan.share, CHUNK):
+            values = encode_chunk(buffers.points.at[slot], buffers.turns, place.block * plan.share + start)
+            buffers.left[slot, :, pl.ds(start, CHUNK)] = values
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(buffers.made.at[slot])
+
+
+def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
+    """Takes the gradient of its slabs on to a block's half of the inputs, and sums it up over rows."""
+    mine = place.me - CONSUMERS
+    out = buffers.out.at[mine]
+
+    def multiply(slot: Any, total: Any) -> None:
+        if plan.kind == "head":
+            plgpu.wgmma(total, buffers.narrow.at[slot].transpose((1, 0)), buffers.kernel.transpose((1, 0)))
+            return
+        for k in range(WIDTH // CHUNK):
+            columns = pl.ds(k * CHUNK, CHUNK)
+            kernel = buffers.kernel.at[:, columns].transpose((1, 0))
+            plgpu.wgmma(total, buffers.right.at[slot, :, columns], kernel)
+
+    def take(slot: Any) -> Any:
+        """Returns a slab's gradient, zero where relu cut off the activation."""
+
+        def through(total: Any) -> Any:
+            multiply(slot, total)
+            activations = load(buffers.left.at[slot], plgpu.Layout.WGMMA)
+            plgpu.wgmma_wait(0)
+            return total[...], activations
+
+        values, activations = pl.run_scoped(through, plgpu.WGMMAAccumulatorRef((TILE, HALF), jnp.float32))
+        return jnp.where(activations.astype(jnp.float32) > 0.0, values, 0.0).astype(jnp.bfloat16)
+
+    def run(part: Any, first: Any, stop: Any) -> None:
+        plgpu.barrier_wait(buffers.kernel_here)
+
+        def sum_up(*sums: Any) -> None:
+            @pl.loop(first + turn(first + mine, plan.preparing), stop, step=plan.preparing)
+            def _(number: Any) -> None:
+                slot = turn(number, plan.ring)
+                plgpu.barrier_wait(buffers.full.at[slot])
+                values = take(slot)
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                out[...] = values
+                plgpu.commit_smem()
+                plgpu.barrier_arrive(buffers.free.at[slot])
+                for chunk, total in enumerate(sums):  # as matmuls: a sum across warps would go through shared memory
+                    columns = out.at[:, pl.ds(chunk * CHUNK, CHUNK)]
+                    plgpu.wgmma(total, columns.transpose((1, 0)), buffers.one.transpose((1, 0)))
+                scene, _, inside, _ = plan.work.locate(place.begin + number)
+                target = arrays.below.at[scene, pl.ds(inside * TILE, TILE), _half(place.block)]
+                plgpu.copy_smem_to_gmem(out, target)
+
+            plgpu.wgmma_wait(0)
+            for chunk, total in enumerate(sums):
+                arrays.sums.at[place.pair, part, place.block, mine, chunk][...] = total[...]
+
+        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * CONSUMERS)
+        plgpu.wait_smem_to_gmem(0)
+        plgpu.barrier_arrive(buffers.kernel_free)
+
+    plgpu.barrier_wait(buffers.one_here)
+    plan.work.by_parts(place, run)

@@ -1,0 +1,118 @@
+"""What the kernel of one layer's gradients has to do, and what it keeps where."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from jaxmeta.kernels.launching import CONSUMERS, STRIPE, TILE, WIDTH, tiled
+from jaxmeta.kernels.slabs import PAIR, Slabs
+
+NARROW = 16
+"""Outputs that the head's gradient is filled up to: the depth of the hardware's matmul."""
+HALF = WIDTH // PAIR
+
+Kind = Literal["head", "layer", "first"]
+"""What a kernel goes through: the head, a layer, or the first layer, from which nothing goes on."""
+
+
+class Plan(NamedTuple):
+    """What a kernel has to do."""
+
+    work: Slabs
+    kind: Kind
+    inputs: int
+    first_row: int
+    """Of the weights in the stacked ones; the head's are an array of their own."""
+
+    @property
+    def outputs(self) -> int:
+        """Of the layer, or the head's filled up."""
+        return STRIPE if self.kind == "head" else WIDTH
+
+    @property
+    def share(self) -> int:
+        """Of the inputs, which a block takes."""
+        return self.inputs // PAIR
+
+    @property
+    def ring(self) -> int:
+        """Slabs that are copied ahead: as many as there is room for."""
+        return {"head": 6, "layer": 3, "first": 4}[self.kind]
+
+    @property
+    def preparing(self) -> int:
+        """Warpgroups that take a slab on, or encode one, in turns; the ring is a multiple of them."""
+        return 1 if self.share == HALF and self.outputs == WIDTH else 2
+
+    @property
+    def registers(self) -> tuple[int, int]:
+        """For a thread of those that sum up products, and of these."""
+        if self.preparing == 1:
+            return 160, 168
+        return (72, 152) if self.kind == "head" else (104, 120)
+
+
+class Arrays(NamedTuple):
+    """In global memory."""
+
+    gradient: Any
+    """Of the sums before relu; the head's, of its outputs, is transposed."""
+    inputs: Any
+    """Those of the first layer are points, which its kernel encodes."""
+    weights: Any = None
+    ones: Any = None
+    turns: Any = None
+    products: Any = None
+    below: Any = None
+    sums: Any = None
+
+
+class Buffers(NamedTuple):
+    """In shared memory, with the barriers that tell when they are full and when all are done with them."""
+
+    left: Any
+    right: Any
+    full: Any
+    free: Any
+    narrow: Any = None
+    """The head's gradient once more, in the order that its other matmul asks for."""
+    kernel: Any = None
+    kernel_here: Any = None
+    kernel_free: Any = None
+    out: Any = None
+    one: Any = None
+    one_here: Any = None
+    points: Any = None
+    turns: Any = None
+    turns_here: Any = None
+    made: Any = None
+
+    @staticmethod
+    def scratch(plan: Plan) -> dict[str, Any]:
+        """Returns what to ask for in shared memory."""
+        is_head, is_first = plan.kind == "head", plan.kind == "first"
+        arrivals = CONSUMERS + (not is_first)
+        scratch = {
+            "left": tiled((plan.ring, TILE, plan.share)),
+            "right": tiled((plan.ring, STRIPE, TILE) if is_head else (plan.ring, TILE, WIDTH)),
+            "full": plgpu.Barrier(num_arrivals=2 + is_head, num_barriers=plan.ring),
+            "free": plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=arrivals, num_barriers=plan.ring),
+        }
+        if is_head:
+            scratch["narrow"] = tiled((plan.ring, NARROW, TILE), NARROW)
+        if is_first:
+            return scratch | {
+                "points": plgpu.SMEM((plan.ring, 3, TILE), jnp.float32),
+                "turns": plgpu.SMEM((4, plan.inputs), jnp.float32),
+                "turns_here": plgpu.Barrier(),
+                "made": plgpu.Barrier(num_barriers=plan.ring),
+            }
+        return scratch | {
+            "kernel": tiled((HALF, NARROW), NARROW) if is_head else tiled((HALF, WIDTH)),
+            "kernel_here": plgpu.Barrier(),
+            "kernel_free": plgpu.Barrier(num_arrivals=plan.preparing),
+            "out": tiled((plan.preparing, TILE, HALF)),
+            "one": tiled((STRIPE, TILE)),
+            "one_here": plgpu.Barrier(),
+        }
