@@ -134,8 +134,8 @@ def _backward_few(field: RadianceField, kept: _Few, gradient: Float[Array, "4 po
     from jaxmeta.kernels.weight_gradients import weight_gradients
 
     narrow = gradient.T.astype(jnp.bfloat16)
-    wide, head = (jnp.pad(array, ((0, 0), (0, CHUNK - 4))).astype(jnp.bfloat16) for array in (narrow, kept.head))
-    gradients = backward(wide, kept.weights, head, kept.cut)
+    filled = [jnp.pad(array, ((0, 0), (0, CHUNK - 4))).astype(jnp.bfloat16) for array in (narrow, kept.head)]
+    gradients = backward(filled[0], kept.weights, filled[1], kept.cut)
     products, sums = weight_gradients([kept.rows, *kept.activations[:-1]], gradients)
     first, others = jnp.split(products, [kept.rows.shape[-1]])
     head = jnp.matmul(kept.activations[-1].T, narrow, preferred_element_type=jnp.float32)
@@ -154,7 +154,7 @@ _network.defvjp(_forward, _backward)
 
 
 def _add_bias(outputs: Float[Array, "points 8"], params: dict[str, Any]) -> Float[Array, "4 points"]:
-    # The barrier has XLA turn them round once, not in each kernel that reads them.
+    # The barrier has XLA transpose them once, not in each kernel that reads them.
     return jax.lax.optimization_barrier(outputs[:, :4].T + _head(params)["bias"][:, None])
 
 
