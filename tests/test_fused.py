@@ -125,7 +125,14 @@ def test_the_encoding_of_the_kernels_is_that_of_the_field():
 
 @pytest.mark.parametrize(
     ("num_scenes", "layers", "narrow", "slabs"),
-    [(1, 5, True, 255), (3, 1, False, 7), (16, 1, False, 256), (25, 1, False, 256), (200, 3, False, 5)],
+    [
+        (1, 5, True, 255),
+        (3, 1, False, 7),
+        (16, 1, False, 256),
+        (16, 1, False, 255),
+        (25, 1, False, 256),
+        (200, 3, False, 5),
+    ],
 )
 def test_every_slab_is_added_once(num_scenes, layers, narrow, slabs):
     from jaxmeta.kernels.slabs import Slabs
@@ -145,9 +152,18 @@ def test_every_slab_is_added_once(num_scenes, layers, narrow, slabs):
 def test_pairs_keep_to_a_scene_where_few_must_rest_for_it():
     from jaxmeta.kernels.slabs import Slabs
 
-    pairs = {num_scenes: Slabs(num_scenes, 1, False, 256).pairs for num_scenes in (1, 16, 25, 64)}
-    assert pairs == {1: 64, 16: 64, 25: 66, 64: 64}
+    for num_scenes, slabs, pairs in [(1, 256, 64), (16, 256, 64), (64, 256, 64), (16, 255, 66), (25, 256, 66)]:
+        assert Slabs(num_scenes, 1, False, slabs).pairs == pairs
     assert Slabs(16, 1, False, 256).parts == Slabs(64, 1, False, 256).parts == 1
+
+
+def test_a_slab_always_has_the_same_warpgroup_in_its_place_of_the_ring():
+    from jaxmeta.kernels.layer_plan import Plan
+    from jaxmeta.kernels.slabs import Slabs
+
+    for kind, inputs in [("head", 256), ("layer", 256), ("first", 128), ("first", 256)]:
+        plan = Plan(Slabs(1, 1, False, 4), kind, inputs, 0)
+        assert plan.ring % plan.preparing == 0
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,12 @@ def call(
 
 def take_roles(me: Any, *roles: tuple[int, int, Callable[[], None]]) -> None:
     """Has warpgroups do their work: roles are how many of them, registers for a thread of each, and the work."""
-    registers = 65536 // (128 * sum(count for count, _, _ in roles))
+    warpgroups = sum(count for count, _, _ in roles)
+    registers = 65536 // (128 * warpgroups) // 8 * 8
+    if sum(count * own for count, own, _ in roles) > warpgroups * registers:
+        raise ValueError(
+            f"{warpgroups} warpgroups have {registers} registers a thread; with more they would wait forever"
+        )
     first = 0
     for count, own, work in roles:
 

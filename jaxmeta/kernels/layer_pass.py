@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from jaxmeta.kernels.encoding import encode_chunk
 from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, drain, take_roles, turn
-from jaxmeta.kernels.layer_plan import HALF, Arrays, Buffers, Plan
+from jaxmeta.kernels.layer_plan import Arrays, Buffers, Plan
 from jaxmeta.kernels.layers import load
-from jaxmeta.kernels.slabs import Place
+from jaxmeta.kernels.slabs import HALF, Place
 
 
 def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
@@ -33,7 +33,7 @@ def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
 
 
 def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
-    """Copies a block's share of each slab's inputs, its half of the gradient for both blocks, and the weights."""
+    """Copies a block's share of each slab's inputs, or its points; half of its gradient, for both blocks; weights."""
 
     def copy_gradient(scene: Any, some: Any, slot: Any) -> None:
         full, target = buffers.full.at[slot], buffers.right.at[slot]
@@ -113,7 +113,7 @@ def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> Non
 
 
 def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
-    """Makes a block's share of the first layer's inputs, of every other slab."""
+    """Makes a block's share of the first layer's inputs, of its slabs."""
     plgpu.barrier_wait(buffers.turns_here)
 
     @pl.loop(place.me - CONSUMERS, place.end - place.begin, step=plan.preparing)
@@ -177,9 +177,9 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
             for chunk, total in enumerate(sums):
                 arrays.sums.at[place.pair, part, place.block, mine, chunk][...] = total[...]
 
-        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * CONSUMERS)
-        plgpu.wait_smem_to_gmem(0)
+        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * (HALF // CHUNK))
         plgpu.barrier_arrive(buffers.kernel_free)
 
     plgpu.barrier_wait(buffers.one_here)
     plan.work.by_parts(place, run)
+    plgpu.wait_smem_to_gmem(0)

@@ -6,11 +6,10 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from jaxmeta.kernels.launching import CONSUMERS, STRIPE, TILE, WIDTH, tiled
-from jaxmeta.kernels.slabs import PAIR, Slabs
+from jaxmeta.kernels.slabs import HALF, PAIR, Slabs
 
 NARROW = 16
 """Outputs that the head's gradient is filled up to: the depth of the hardware's matmul."""
-HALF = WIDTH // PAIR
 
 Kind = Literal["head", "layer", "first"]
 """What a kernel goes through: the head, a layer, or the first layer, from which nothing goes on."""
@@ -37,12 +36,12 @@ class Plan(NamedTuple):
 
     @property
     def ring(self) -> int:
-        """Slabs that are copied ahead: as many as there is room for."""
+        """Slabs that are copied ahead: more do not pay, or have no room. A multiple of `preparing`."""
         return {"head": 6, "layer": 3, "first": 4}[self.kind]
 
     @property
     def preparing(self) -> int:
-        """Warpgroups that take a slab on, or encode one, in turns; the ring is a multiple of them."""
+        """Warpgroups that take a slab on, or encode one, in turns."""
         return 1 if self.share == HALF and self.outputs == WIDTH else 2
 
     @property

@@ -1,4 +1,4 @@
-"""What `forward` and `backward` share: stacked weights, which rows a block takes, the ring of weights, relu's bits."""
+"""Stacked weights, and what the kernels share that take tiles through all layers: work, ring, relu's bits."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,10 @@ from jaxtyping import Array, BFloat16, Float
 from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, at_once, tiled, turn
 
 RING = 4
-"""Slices of weights. More leave too little memory for what the compiler spills, fewer run dry."""
+"""Slices of weights, those of a layer. More leave too little memory for what the compiler spills, fewer run dry.
+
+With fewer than a first layer has, a warpgroup that `forward_pass` lets go ahead would wait forever for the other.
+"""
 
 
 def stack(layers: Sequence[Float[Array, "_ 256"]], head: Float[Array, "256 outputs"]) -> BFloat16[Array, "stacked 256"]:

@@ -10,7 +10,7 @@ from jaxmeta.kernels.encoding import by_dimension
 from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, call, over_scenes
 from jaxmeta.kernels.layer_pass import body
 from jaxmeta.kernels.layer_plan import NARROW, Arrays, Buffers, Kind, Plan
-from jaxmeta.kernels.slabs import PAIR, Slabs
+from jaxmeta.kernels.slabs import HALF, PAIR, Slabs
 
 
 def layerwise(
@@ -32,7 +32,7 @@ def _launch(
     gradient: Array, weights: Array, head: Array, points: Array, turns: Array, *activations: Array
 ) -> tuple[list[Array], list[Array]]:
     num_outputs, num_rows = gradient.shape[1:]
-    filled = jnp.pad(gradient, ((0, 0), (0, NARROW - num_outputs), (0, -num_rows % CHUNK)))
+    filled = jnp.pad(gradient, ((0, 0), (0, NARROW - num_outputs), (0, -num_rows % TILE)))
     wide = jnp.pad(head, ((0, 0), (0, 0), (0, NARROW - num_outputs)))
     passes = [_pass("head", filled, activations[-1], weights=wide)]
     first_row = turns.shape[2] + (len(activations) - 2) * WIDTH
@@ -55,7 +55,7 @@ def _pass(kind: Kind, gradient: Array, inputs: Array, first_row: int = 0, **extr
     if kind != "first":
         operands["ones"] = jnp.ones((STRIPE, TILE), jnp.bfloat16)
         out_type["below"] = jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16)
-        out_type["sums"] = jax.ShapeDtypeStruct((*parts, plan.preparing, CONSUMERS, CHUNK, STRIPE), jnp.float32)
+        out_type["sums"] = jax.ShapeDtypeStruct((*parts, plan.preparing, HALF // CHUNK, CHUNK, STRIPE), jnp.float32)
     names = [*operands, *out_type]
     results = call(
         lambda *refs, **buffers: body(plan, Arrays(**dict(zip(names, refs, strict=True))), Buffers(**buffers)),

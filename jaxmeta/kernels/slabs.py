@@ -9,10 +9,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxmeta.kernels.launching import at_once
+from jaxmeta.kernels.launching import WIDTH, at_once
 
 PAIR = 2
 """Blocks that share what they copy: each copies a half, and the hardware hands it to both."""
+HALF = WIDTH // PAIR
+"""Of a layer's inputs, which a block takes."""
 
 _NEARLY = 0.95
 """Of the pairs that could run must work."""
@@ -53,13 +55,14 @@ class Slabs(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """Of blocks: as many as run at a time, if there are four slabs for each; or a few less, as many for each scene.
+        """Of blocks: as many as run at a time, if there are four slabs for each, or a few less.
 
-        Then no pair passes from one scene to the next within a layer, and there is less to add.
+        That is where fewer share each scene evenly: no pair passes from one to the next, and there is less to add.
         """
         most = max(1, at_once(self.per_scene * self.scenes // 4, PAIR))
-        as_many = most // self.scenes * self.scenes
-        return as_many if as_many > _NEARLY * most else most
+        of_scene = most // self.scenes
+        is_even = of_scene > 0 and self.per_scene % of_scene == 0
+        return of_scene * self.scenes if is_even and of_scene * self.scenes > _NEARLY * most else most
 
     @property
     def parts(self) -> int:

@@ -23,11 +23,10 @@ from jaxmeta.kernels.launching import (
     tiled,
     turn,
 )
-from jaxmeta.kernels.slabs import PAIR, Place, Slabs
+from jaxmeta.kernels.slabs import HALF, PAIR, Place, Slabs
 
 _RING = 4
 """Slabs that are copied ahead."""
-_HALF = WIDTH // PAIR
 """Inputs of a layer that a block takes."""
 
 
@@ -64,12 +63,12 @@ class _Buffers(NamedTuple):
 def _launch(*operands: Array) -> tuple[Array, Array]:
     num_layers = len(operands) // 2
     num_scenes, num_rows, num_features = operands[0].shape
-    if num_features not in (_HALF, WIDTH):
+    if num_features not in (HALF, WIDTH):
         raise ValueError(f"{num_features} inputs of the first layer are neither 128 nor 256")
-    work = Slabs(num_scenes, num_layers, num_features < WIDTH, -(-num_rows // CHUNK))
+    work = Slabs(num_scenes, num_layers, num_features < WIDTH, -(-num_rows // TILE))
     parts = (work.pairs, work.parts, PAIR)
     out_type = [
-        jax.ShapeDtypeStruct((*parts, _HALF, WIDTH), jnp.float32),
+        jax.ShapeDtypeStruct((*parts, HALF, WIDTH), jnp.float32),
         jax.ShapeDtypeStruct((*parts, CONSUMERS, TILE, STRIPE), jnp.float32),
     ]
     scratch = {
@@ -115,7 +114,7 @@ def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) ->
     def fetch(index: int, scene: Any, inside: Any, slot: Any) -> None:
         alone = work.narrow and index == 0
         some = pl.ds((inside * PAIR + place.block if alone else inside) * CHUNK, CHUNK)
-        column = 0 if alone else place.block * _HALF
+        column = 0 if alone else place.block * HALF
         full = buffers.full.at[slot]
         for part in range(CONSUMERS):
             source = arrays.inputs[index].at[scene, some, pl.ds(column + part * CHUNK, CHUNK)]
