@@ -139,7 +139,7 @@ def test_every_slab_is_added_once(num_scenes, layers, narrow, slabs):
 
     work = Slabs(num_scenes, layers, narrow, slabs)
     slabs_in_parts = np.full((work.pairs, work.parts), np.nan)
-    for pair in range(work.pairs):
+    for pair in range(len(slabs_in_parts)):
         slab, end, part = work.start(pair), work.start(pair + 1), 0
         while slab < end:
             slabs_in_parts[pair, part] = min(work.locate(slab)[-1], end - slab)

@@ -113,9 +113,10 @@ class Slabs(NamedTuple):
     def add(self, parts: Float[Array, "pairs parts *rest"]) -> Float[Array, "scenes layers *rest"]:
         """Adds the parts of each layer, in a fixed order."""
         shares: list[list[int]] = [[] for _ in range(self.scenes * self.layers)]
-        for pair in range(self.pairs):
+        num_pairs, num_parts = parts.shape[:2]
+        for pair in range(num_pairs):
             for position, layer in enumerate(self.layers_of(pair)):
-                shares[layer].append(pair * self.parts + position)
+                shares[layer].append(pair * num_parts + position)
         most = max(map(len, shares))
         place = np.array([share + [0] * (most - len(share)) for share in shares], np.int32)
         there = np.array([[True] * len(share) + [False] * (most - len(share)) for share in shares])
