@@ -130,12 +130,11 @@ def _backward(
 
 def _backward_few(field: RadianceField, kept: _Few, gradient: Float[Array, "4 points"]) -> tuple[list[Array], Any]:
     from jaxmeta.kernels.backward import backward  # here as in _network
-    from jaxmeta.kernels.launching import CHUNK, WIDTH
+    from jaxmeta.kernels.launching import WIDTH
     from jaxmeta.kernels.weight_gradients import weight_gradients
 
     narrow = gradient.T.astype(jnp.bfloat16)
-    filled = [jnp.pad(array, ((0, 0), (0, CHUNK - 4))).astype(jnp.bfloat16) for array in (narrow, kept.head)]
-    gradients = backward(filled[0], kept.weights, filled[1], kept.cut)
+    gradients = backward(narrow, kept.weights, kept.head.astype(jnp.bfloat16), kept.cut)
     products, sums = weight_gradients([kept.rows, *kept.activations[:-1]], gradients)
     first, others = jnp.split(products, [kept.rows.shape[-1]])
     head = jnp.matmul(kept.activations[-1].T, narrow, preferred_element_type=jnp.float32)

@@ -28,14 +28,14 @@ from jaxmeta.kernels.layers import RING, Ring, Work, load, store, unpack
 
 
 def backward(
-    gradient: BFloat16[Array, "rows 64"],
+    gradient: BFloat16[Array, "rows outputs"],
     weights: BFloat16[Array, "stacked 256"],
-    head: BFloat16[Array, "256 64"],
+    head: BFloat16[Array, "256 outputs"],
     cut: Int32[Array, "layers padded_rows 8"],
 ) -> list[BFloat16[Array, "rows 256"]]:
     """Returns the gradients of each layer's sums, before relu.
 
-    `gradient` is that of the head's outputs and `head` its weights, both filled up with zeros.
+    `gradient` is that of the head's outputs, at most 8, and `head` its weights.
     """
     return _backward(gradient, weights, head, cut)
 
@@ -74,7 +74,8 @@ class _Buffers(NamedTuple):
 
 
 def _launch(gradient: Array, weights: Array, head: Array, cut: Array) -> list[Array]:
-    num_scenes, num_rows, _ = gradient.shape
+    num_scenes, num_rows, num_outputs = gradient.shape
+    filled = [jnp.pad(array, ((0, 0), (0, 0), (0, CHUNK - num_outputs))) for array in (gradient, head)]
     num_layers = cut.shape[1]
     plan = _Plan(Work(num_scenes, num_rows), num_layers, weights.shape[1] - CHUNK)
     scratch = Ring.scratch((WIDTH, CHUNK)) | {
@@ -92,7 +93,7 @@ def _launch(gradient: Array, weights: Array, head: Array, cut: Array) -> list[Ar
         CONSUMERS + 1,
         grid=(plan.work.blocks,),
         grid_names=("block",),
-    )(gradient, weights, head, cut)
+    )(filled[0], weights, filled[1], cut)
 
 
 def _body(plan: _Plan, *refs: Any, slots: Any, full: Any, free: Any, **scratch: Any) -> None:

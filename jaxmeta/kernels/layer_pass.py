@@ -127,31 +127,29 @@ def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
         plgpu.barrier_arrive(buffers.made.at[slot])
 
 
+def _through(plan: Plan, buffers: Buffers, slot: Any) -> Any:
+    """Returns a block's half of a slab's gradient below, zero where relu cut off the activation."""
+
+    def multiply(total: Any) -> Any:
+        if plan.kind == "head":
+            plgpu.wgmma(total, buffers.narrow.at[slot].transpose((1, 0)), buffers.kernel.transpose((1, 0)))
+        else:
+            for k in range(WIDTH // CHUNK):
+                columns = pl.ds(k * CHUNK, CHUNK)
+                kernel = buffers.kernel.at[:, columns].transpose((1, 0))
+                plgpu.wgmma(total, buffers.right.at[slot, :, columns], kernel)
+        activations = load(buffers.left.at[slot], plgpu.Layout.WGMMA)
+        plgpu.wgmma_wait(0)
+        return total[...], activations
+
+    values, activations = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((TILE, HALF), jnp.float32))
+    return jnp.where(activations.astype(jnp.float32) > 0.0, values, 0.0).astype(jnp.bfloat16)
+
+
 def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     """Takes the gradient of its slabs on to a block's half of the inputs, and sums it up over rows."""
     mine = place.me - CONSUMERS
     out = buffers.out.at[mine]
-
-    def multiply(slot: Any, total: Any) -> None:
-        if plan.kind == "head":
-            plgpu.wgmma(total, buffers.narrow.at[slot].transpose((1, 0)), buffers.kernel.transpose((1, 0)))
-            return
-        for k in range(WIDTH // CHUNK):
-            columns = pl.ds(k * CHUNK, CHUNK)
-            kernel = buffers.kernel.at[:, columns].transpose((1, 0))
-            plgpu.wgmma(total, buffers.right.at[slot, :, columns], kernel)
-
-    def take(slot: Any) -> Any:
-        """Returns a slab's gradient, zero where relu cut off the activation."""
-
-        def through(total: Any) -> Any:
-            multiply(slot, total)
-            activations = load(buffers.left.at[slot], plgpu.Layout.WGMMA)
-            plgpu.wgmma_wait(0)
-            return total[...], activations
-
-        values, activations = pl.run_scoped(through, plgpu.WGMMAAccumulatorRef((TILE, HALF), jnp.float32))
-        return jnp.where(activations.astype(jnp.float32) > 0.0, values, 0.0).astype(jnp.bfloat16)
 
     def run(part: Any, first: Any, stop: Any) -> None:
         plgpu.barrier_wait(buffers.kernel_here)
@@ -161,7 +159,7 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
             def _(number: Any) -> None:
                 slot = turn(number, plan.ring)
                 plgpu.barrier_wait(buffers.full.at[slot])
-                values = take(slot)
+                values = _through(plan, buffers, slot)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 out[...] = values
                 plgpu.commit_smem()

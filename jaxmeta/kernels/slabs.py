@@ -60,9 +60,8 @@ class Slabs(NamedTuple):
         That is where fewer share each scene evenly: no pair passes from one to the next, and there is less to add.
         """
         most = max(1, at_once(self.per_scene * self.scenes // 4, PAIR))
-        of_scene = most // self.scenes
-        is_even = of_scene > 0 and self.per_scene % of_scene == 0
-        return of_scene * self.scenes if is_even and of_scene * self.scenes > _NEARLY * most else most
+        even = most // self.scenes * self.scenes
+        return even if even > _NEARLY * most and self.per_scene * self.scenes % even == 0 else most
 
     @property
     def parts(self) -> int:

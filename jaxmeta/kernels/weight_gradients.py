@@ -27,7 +27,6 @@ from jaxmeta.kernels.slabs import HALF, PAIR, Place, Slabs
 
 _RING = 4
 """Slabs that are copied ahead."""
-"""Inputs of a layer that a block takes."""
 
 
 def weight_gradients(
