@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -68,7 +68,8 @@ class _Few(NamedTuple):
     rows: Array
     weights: Array
     head: Array
-    activations: Sequence[Array]
+    activations: Array
+    last: Array
     cut: Array
     points: Array
 
@@ -78,8 +79,9 @@ class _Many(NamedTuple):
 
     weights: Array
     head: Array
-    turns: Array
-    activations: Sequence[Array]
+    angles: Array
+    activations: Array
+    last: Array
     points: Array
 
 
@@ -99,17 +101,17 @@ def _forward(
     from jaxmeta.kernels.encoding import encode  # here as in _network
     from jaxmeta.kernels.forward import forward_keeping, forward_marking
 
-    turns, weights, biases = _operands(field, params)
+    angles, weights, biases = _operands(field, params)
     head = _head(params)["kernel"]
     if scenes_side_by_side() * len(points) < many:
-        rows = encode([points[:, k, None] for k in range(3)], turns)
         # Relu cuts off what has a sign, and so must be a sum of nothing, where all units below are cut off.
         biases = jnp.where(biases == 0.0, -_TINY, biases)
-        outputs, activations, cut = forward_marking(rows, weights, biases)
-        kept = _Few(rows, weights, head, activations, cut, points)
+        outputs, *activations, cut = forward_marking(points, angles, weights, biases)
+        rows = encode([points[:, k, None] for k in range(3)], angles)
+        kept = _Few(rows, weights, head, *activations, cut, points)
     else:
-        outputs, activations = forward_keeping(points, turns, weights, biases)
-        kept = _Many(weights, head, turns, activations, points)
+        outputs, *activations = forward_keeping(points, angles, weights, biases)
+        kept = _Many(weights, head, angles, *activations, points)
     return _add_bias(outputs, params), kept
 
 
@@ -135,9 +137,9 @@ def _backward_few(field: RadianceField, kept: _Few, gradient: Float[Array, "4 po
 
     narrow = gradient.T.astype(jnp.bfloat16)
     gradients = backward(narrow, kept.weights, kept.head.astype(jnp.bfloat16), kept.cut)
-    products, sums = weight_gradients([kept.rows, *kept.activations[:-1]], gradients)
+    products, sums = weight_gradients(kept.rows, kept.activations, gradients)
     first, others = jnp.split(products, [kept.rows.shape[-1]])
-    head = jnp.matmul(kept.activations[-1].T, narrow, preferred_element_type=jnp.float32)
+    head = jnp.matmul(kept.last.T, narrow, preferred_element_type=jnp.float32)
     biases = [first[6 * field.num_frequencies], *sums]  # a one stands there in every row
     return [first, *others.reshape(len(sums), WIDTH, WIDTH), head], biases
 
@@ -146,7 +148,7 @@ def _backward_many(kept: _Many, gradient: Float[Array, "4 points"]) -> tuple[lis
     from jaxmeta.kernels.layerwise import layerwise  # here as in _network
 
     narrow, head = gradient.astype(jnp.bfloat16), kept.head.astype(jnp.bfloat16)
-    return layerwise(narrow, kept.weights, head, kept.points, kept.turns, kept.activations)
+    return layerwise(narrow, kept.weights, head, kept.points, kept.angles, kept.activations, kept.last)
 
 
 _network.defvjp(_forward, _backward)
@@ -162,12 +164,12 @@ def _head(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _operands(field: RadianceField, params: dict[str, Any]) -> tuple[Array, Array, Array]:
-    """Returns what the forward kernels take besides points: the encoding's table, stacked weights and biases."""
+    """Returns what the forward kernels take besides points: the encoding's table, stacked weights, and biases."""
     from jaxmeta.kernels.encoding import table  # here as in _network
     from jaxmeta.kernels.layers import stack
 
-    turns = table(field.num_frequencies, field.max_log2_frequency)
+    angles = table(field.num_frequencies, field.max_log2_frequency)
     layers = [params[f"Dense_{index}"] for index in range(field.depth)]
-    first = jnp.pad(layers[0]["kernel"], ((0, turns.shape[1] - 6 * field.num_frequencies), (0, 0)))
-    weights = stack([first, *(layer["kernel"] for layer in layers[1:])], _head(params)["kernel"])
-    return jnp.asarray(turns), weights, jnp.stack([layer["bias"] for layer in layers])
+    kernels = [layer["kernel"] for layer in layers]
+    weights = stack(kernels, layers[0]["bias"], angles.shape[1], _head(params)["kernel"])
+    return jnp.asarray(angles), weights, jnp.stack([layer["bias"] for layer in layers[1:]])

@@ -1,6 +1,6 @@
 """The positional encoding as the kernels compute it, of a tile of points at a time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax.experimental.pallas as pl
@@ -16,25 +16,23 @@ from jaxmeta.kernels.layers import load
 
 _MULTIPLE = 128
 """Columns come in multiples of this."""
-_ROUNDING = 1.5 * 2.0**23
-"""Added to a float32 and taken away again, it leaves the nearest whole number. XLA would leave both out."""
 
 
 def table(num_frequencies: int, max_log2_frequency: float) -> Float[np.ndarray, "4 columns"]:
-    """Returns what makes `encoding.positional_encoding` of a point: turns for a unit of x, y and z, and turns more.
+    """Returns what makes `encoding.positional_encoding` of a point: radians for a unit of x, y and z, and radians more.
 
-    All columns are sines, in turns instead of radians. Those beyond the encoding's are the sine of a quarter turn: the
-    ones stand before weights of zero, whose gradient is then that of the first layer's bias.
+    All columns are sines. Those beyond the encoding's are the sine of a quarter turn: the ones stand before weights of
+    zero, whose gradient is then that of the first layer's bias.
     """
-    frequencies = positional_frequencies(num_frequencies, max_log2_frequency) / (2.0 * np.pi)
+    frequencies = positional_frequencies(num_frequencies, max_log2_frequency)
     num_features = 6 * num_frequencies
-    turns = np.zeros((4, num_features + -num_features % _MULTIPLE), np.float32)
+    angles = np.zeros((4, num_features + -num_features % _MULTIPLE), np.float32)
     columns = np.arange(num_features).reshape(num_frequencies, 2, 3)  # sine before cosine
     for dimension in range(3):
-        turns[dimension, columns[:, :, dimension]] = frequencies[:, None]
-    turns[3] = 0.25
-    turns[3, columns[:, 0]] = 0.0
-    return turns
+        angles[dimension, columns[:, :, dimension]] = frequencies[:, None]
+    angles[3] = np.pi / 2
+    angles[3, columns[:, 0]] = 0.0
+    return angles
 
 
 def by_dimension(points: Float[Array, "scenes rows 3"]) -> Float[Array, "scenes 3 padded_rows"]:
@@ -42,46 +40,24 @@ def by_dimension(points: Float[Array, "scenes rows 3"]) -> Float[Array, "scenes 
     return jnp.pad(points.mT, ((0, 0), (0, 0), (0, -points.shape[1] % (CONSUMERS * TILE))))
 
 
-def encode(
-    points: Iterable[Any], turns: Iterable[Any], nearest: Callable[[Any], Any] = jnp.round
-) -> BFloat16[Array, "*_"]:
-    """Returns the sines, to 2e-5, which is below what bfloat16 can tell.
+def encode(points: Iterable[Any], angles: Iterable[Any]) -> BFloat16[Array, "*_"]:
+    """Returns the sines, to 1e-4, which is below what bfloat16 can tell.
 
     Args:
       points: arrays of x, y and z.
-      turns: the rows of the table, in shapes that go with the points'.
-      nearest: returns the nearest whole numbers.
+      angles: the rows of the table, in shapes that go with the points'.
     """
     x, y, z = points
-    by_x, by_y, by_z, more = turns
-    place = more + x * by_x + y * by_y + z * by_z
-    return _sine(place - nearest(place)).astype(jnp.bfloat16)
+    by_x, by_y, by_z, more = angles
+    return jnp.sin(more + x * by_x + y * by_y + z * by_z).astype(jnp.bfloat16)
 
 
-def encode_chunk(points: Any, turns: Any, start: Any) -> Any:
+def encode_chunk(points: Any, angles: Any, start: Any) -> Any:
     """Returns 64 columns, from `start` on, of the encoding of a tile of points [3, 64], both in shared memory."""
     shape, layout = (TILE, CHUNK), plgpu.Layout.WGMMA
     rows = [load(points.at[k], layout.reduce(1)) for k in range(3)]
-    columns = [load(turns.at[k, pl.ds(start, CHUNK)], layout.reduce(0)) for k in range(4)]
+    columns = [load(angles.at[k, pl.ds(start, CHUNK)], layout.reduce(0)) for k in range(4)]
     return encode(
         [lax.broadcast_in_dim(row, shape, (0,)) for row in rows],
         [lax.broadcast_in_dim(column, shape, (1,)) for column in columns],
-        lambda place: (place + _ROUNDING) - _ROUNDING,
     )
-
-
-def _fit_sine() -> list[float]:
-    """Returns the polynomial of `_sine`, in squares of the turns, from its values at Chebyshev's points."""
-    square = 0.125 + 0.125 * np.cos(np.pi * (np.arange(64) + 0.5) / 64)
-    turns = np.sqrt(square)
-    return np.polyfit(square, np.sin(2 * np.pi * turns) / (turns * (0.25 - square)), 3).tolist()
-
-
-_SINE = _fit_sine()
-
-
-def _sine(turns: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Returns `sin(2 pi turns)` for turns from -1/2 to 1/2."""
-    square = turns * turns
-    third, second, first, constant = _SINE
-    return turns * (0.25 - square) * (((third * square + second) * square + first) * square + constant)

@@ -1,4 +1,4 @@
-"""A network's outputs at many points, or at what encodes them, and if asked for what gradients need of it."""
+"""A network's outputs at many points, and if asked for what gradients need of it."""
 
 import functools
 from typing import Any
@@ -9,70 +9,65 @@ from jaxtyping import Array, BFloat16, Float, Int32
 
 from jaxmeta.kernels.encoding import by_dimension
 from jaxmeta.kernels.forward_pass import Buffers, Plan, body
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, WIDTH, call, over_scenes
-from jaxmeta.kernels.layers import Work
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, call, over_scenes
+from jaxmeta.kernels.layers import Work, split
 
 
 def forward(
     points: Float[Array, "rows 3"],
-    turns: Float[Array, "4 columns"],
+    angles: Float[Array, "4 columns"],
     weights: BFloat16[Array, "stacked 256"],
-    biases: Float[Array, "layers 256"],
+    biases: Float[Array, "later_layers 256"],
 ) -> Float[Array, "rows 8"]:
     """Returns the head's outputs, without its bias and filled up with zeros; under a vmap scenes share one launch.
 
-    `turns` is the encoding's table.
+    `angles` is the encoding's table. `biases` are those of all layers but the first, whose bias is among its weights.
     """
-    return _forward(points, turns, weights, biases)
+    return _forward(points, angles, weights, biases)
 
 
 def forward_keeping(
     points: Float[Array, "rows 3"],
-    turns: Float[Array, "4 columns"],
+    angles: Float[Array, "4 columns"],
     weights: BFloat16[Array, "stacked 256"],
-    biases: Float[Array, "layers 256"],
-) -> tuple[Float[Array, "rows 8"], list[BFloat16[Array, "rows 256"]]]:
-    """Returns as `forward`, and each layer's activations, for `layerwise`."""
-    return _forward_keeping(points, turns, weights, biases)
+    biases: Float[Array, "later_layers 256"],
+) -> tuple[Float[Array, "rows 8"], BFloat16[Array, "later_layers rows 256"], BFloat16[Array, "rows 256"]]:
+    """Returns as `forward`, and for `layerwise` the activations of all layers but the last, and the last's."""
+    return _forward_keeping(points, angles, weights, biases)
 
 
 def forward_marking(
-    rows: BFloat16[Array, "rows columns"],
+    points: Float[Array, "rows 3"],
+    angles: Float[Array, "4 columns"],
     weights: BFloat16[Array, "stacked 256"],
-    biases: Float[Array, "layers 256"],
-) -> tuple[Float[Array, "rows 8"], list[BFloat16[Array, "rows 256"]], Int32[Array, "layers padded_rows 8"]]:
-    """Returns as `forward_keeping`, of encoded points, and in bits where relu cut activations off, for `backward`.
+    biases: Float[Array, "later_layers 256"],
+) -> tuple[
+    Float[Array, "rows 8"],
+    BFloat16[Array, "later_layers rows 256"],
+    BFloat16[Array, "rows 256"],
+    Int32[Array, "layers padded_rows 8"],
+]:
+    """Returns as `forward_keeping`, and in bits where relu cut activations off, for `backward`.
 
     Bit 31 - j of [layer, row, c] is the sign of column 8 j + c before relu: each thread packs what it holds. So no bias
     may be zero.
     """
-    return _forward_marking(rows, weights, biases)
+    return _forward_marking(points, angles, weights, biases)
 
 
-def _launch_on_points(keep: bool, points: Array, turns: Array, weights: Array, biases: Array) -> Any:
-    plan = Plan(Work(*points.shape[:2]), _chunks(turns, biases), encodes=True)
-    outputs, *activations = _launch(plan, [by_dimension(points), turns[0], weights, biases], keep=keep)
-    return (outputs, activations) if keep else outputs
-
-
-def _launch_on_rows(rows: Array, weights: Array, biases: Array) -> Any:
-    plan = Plan(Work(*rows.shape[:2]), _chunks(rows, biases), encodes=False)
-    outputs, *activations, cut = _launch(plan, [rows, weights, biases], keep=True)
-    return outputs, activations, cut
-
-
-def _chunks(inputs: Array, biases: Array) -> tuple[int, ...]:
-    return inputs.shape[2] // CHUNK, *[WIDTH // CHUNK] * (biases.shape[1] - 1)
-
-
-def _launch(plan: Plan, operands: list[Array], *, keep: bool) -> list[Array]:
-    num_scenes, num_rows = plan.work
+def _launch(points: Array, angles: Array, weights: Array, biases: Array, *, keep: bool, mark: bool) -> Any:
+    num_scenes, num_rows = points.shape[:2]
+    later_layers = biases.shape[1]
+    chunks = angles.shape[2] // CHUNK, *[WIDTH // CHUNK] * later_layers
+    plan = Plan(Work(num_scenes, num_rows), chunks, keep, mark)
     padded_rows = plan.work.padded_rows
     out_type = [jax.ShapeDtypeStruct((num_scenes, padded_rows, STRIPE), jnp.float32)]
     if keep:
-        out_type += [jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16)] * plan.layers
-    if not plan.encodes:
-        out_type.append(jax.ShapeDtypeStruct((num_scenes, plan.layers, padded_rows, STRIPE), jnp.int32))
+        out_type.append(jax.ShapeDtypeStruct((num_scenes, later_layers, num_rows, WIDTH), jnp.bfloat16))
+        out_type.append(jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16))
+    if mark:
+        out_type.append(jax.ShapeDtypeStruct((num_scenes, later_layers + 1, padded_rows, STRIPE), jnp.int32))
+    ones = jnp.ones((TILE, DEPTH), jnp.bfloat16)
     outputs, *kept = call(
         functools.partial(body, plan),
         out_type,
@@ -81,10 +76,17 @@ def _launch(plan: Plan, operands: list[Array], *, keep: bool) -> list[Array]:
         CONSUMERS + 1,
         grid=(plan.work.blocks,),
         grid_names=("block",),
-    )(*operands)
-    return [outputs[:, :num_rows], *kept]
+    )(by_dimension(points), angles[0], ones, weights, _addends(biases))
+    outputs = outputs[:, :num_rows]
+    return [outputs, *kept] if keep else outputs
 
 
-_forward = over_scenes(functools.partial(_launch_on_points, False), rows_only=True)
-_forward_keeping = over_scenes(functools.partial(_launch_on_points, True))
-_forward_marking = over_scenes(_launch_on_rows)
+def _addends(biases: Float[Array, "scenes later_layers 256"]) -> BFloat16[Array, "scenes later_layers 256 16"]:
+    """Returns the biases as sums over the last axis, so that a matmul of ones adds them."""
+    parts = split(biases)
+    return jnp.pad(jnp.stack(parts, -1), ((0, 0),) * 3 + ((0, DEPTH - len(parts)),)).astype(jnp.bfloat16)
+
+
+_forward = over_scenes(functools.partial(_launch, keep=False, mark=False), rows_only=True)
+_forward_keeping = over_scenes(functools.partial(_launch, keep=True, mark=False))
+_forward_marking = over_scenes(functools.partial(_launch, keep=True, mark=True))

@@ -1,7 +1,7 @@
-"""The kernel that takes a tile of points, or of their encoding, through all layers and the head."""
+"""The kernel that takes a tile of points through their encoding, all layers and the head."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.experimental.pallas as pl
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmeta.kernels.encoding import encode_chunk
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, drain, take_roles, tiled, turn
-from jaxmeta.kernels.layers import RING, Ring, Work, columns_of, load, pack, store
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, drain, take_roles, tiled, turn
+from jaxmeta.kernels.layers import RING, Ring, Work, columns_of, pack
 
 
 class Plan(NamedTuple):
@@ -20,13 +20,15 @@ class Plan(NamedTuple):
     work: Work
     chunks: tuple[int, ...]
     """Of each layer's inputs."""
-    encodes: bool
-    """What is given are points."""
+    keep: bool
+    """Activations are written."""
+    mark: bool
+    """And what relu cut off."""
 
     @property
     def layers(self) -> int:
-        """How many there are before the head."""
-        return len(self.chunks)
+        """How many there are between the first and the head."""
+        return len(self.chunks) - 1
 
     @property
     def slices(self) -> int:
@@ -37,15 +39,16 @@ class Plan(NamedTuple):
 class Arrays(NamedTuple):
     """In global memory."""
 
-    given: Any
-    """Points or rows."""
-    turns: Any
+    points: Any
+    angles: Any
+    ones: Any
     weights: Any
     biases: Any
     outputs: Any
-    activations: Sequence[Any]
-    """Of each layer; none if nothing is kept."""
-    cut: Any
+    activations: Any = None
+    """Of all layers but the last."""
+    last: Any = None
+    cut: Any = None
 
 
 class Buffers(NamedTuple):
@@ -53,44 +56,36 @@ class Buffers(NamedTuple):
 
     ring: Ring
     tiles: Any
-    here: Any
+    points: Any
+    points_here: Any
+    angles: Any
+    ones: Any
+    constants_here: Any
     bias: Any
     bias_here: Any
     bias_free: Any
-    points: Any = None
-    turns: Any = None
-    turns_here: Any = None
-    ahead: Any = None
+    ahead: Any
 
     @staticmethod
     def scratch(plan: Plan) -> dict[str, Any]:
         """Returns what to ask for in shared memory."""
-        scratch = Ring.scratch((CHUNK, WIDTH)) | {
-            "tiles": tiled((CONSUMERS, WIDTH // CHUNK, TILE, CHUNK)),
-            "here": plgpu.Barrier(num_arrivals=1 if plan.encodes else plan.chunks[0], num_barriers=CONSUMERS),
-            "bias": plgpu.SMEM((2, WIDTH), jnp.float32),
+        return Ring.scratch((CHUNK, WIDTH)) | {
+            "tiles": tiled((CONSUMERS, TILE, WIDTH)),
+            "points": plgpu.SMEM((CONSUMERS, 3, TILE), jnp.float32),
+            "points_here": plgpu.Barrier(num_barriers=CONSUMERS),
+            "angles": plgpu.SMEM((4, plan.chunks[0] * CHUNK), jnp.float32),
+            "ones": tiled((TILE, DEPTH), DEPTH),
+            "constants_here": plgpu.Barrier(num_arrivals=2),
+            "bias": tiled((2, WIDTH, DEPTH), DEPTH),
             "bias_here": plgpu.Barrier(num_barriers=2),
             "bias_free": plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=2),
+            "ahead": plgpu.Barrier(),
         }
-        if plan.encodes:
-            scratch |= {
-                "points": plgpu.SMEM((CONSUMERS, 3, TILE), jnp.float32),
-                "turns": plgpu.SMEM((4, plan.chunks[0] * CHUNK), jnp.float32),
-                "turns_here": plgpu.Barrier(),
-                "ahead": plgpu.Barrier(),
-            }
-        return scratch
 
 
 def body(plan: Plan, *refs: Any, slots: Any, full: Any, free: Any, **scratch: Any) -> None:
     """Runs the warpgroups of a block."""
-    if plan.encodes:
-        given, turns, weights, biases, outputs, *kept = refs
-        arrays = Arrays(given, turns, weights, biases, outputs, kept, None)
-    else:
-        given, weights, biases, outputs, *kept, cut = refs
-        arrays = Arrays(given, None, weights, biases, outputs, kept, cut)
-    buffers = Buffers(Ring(slots, full, free), **scratch)
+    arrays, buffers = Arrays(*refs), Buffers(Ring(slots, full, free), **scratch)
     me, num_items = lax.axis_index("warpgroup"), plan.work.num_items()
     take_roles(
         me,
@@ -101,19 +96,21 @@ def body(plan: Plan, *refs: Any, slots: Any, full: Any, free: Any, **scratch: An
 
 def _copy_weights(plan: Plan, arrays: Arrays, buffers: Buffers, num_items: Any) -> None:
     """Copies the slices of weights and the biases in the order in which `_multiply` uses them."""
-    if plan.encodes:
-        plgpu.copy_gmem_to_smem(arrays.turns, buffers.turns, buffers.turns_here)
+    plgpu.copy_gmem_to_smem(arrays.angles, buffers.angles, buffers.constants_here)
+    plgpu.copy_gmem_to_smem(arrays.ones, buffers.ones, buffers.constants_here)
+
+    def copy_bias(scene: Any, layer: int, number: Any) -> None:
+        which = turn(number, 2)
+        pl.when(number >= 2)(lambda: plgpu.barrier_wait(buffers.bias_free.at[which]))
+        plgpu.copy_gmem_to_smem(arrays.biases.at[scene, layer], buffers.bias.at[which], buffers.bias_here.at[which])
 
     @pl.loop(0, num_items)
     def _(index: Any) -> None:
         scene, _ = plan.work.place(index, 0)
         number, top = index * plan.slices, 0
         for layer, num_chunks in enumerate(plan.chunks):
-            bias_number = index * plan.layers + layer
-            which = turn(bias_number, 2)
-            pl.when(bias_number >= 2)(lambda which=which: plgpu.barrier_wait(buffers.bias_free.at[which]))
-            bias = arrays.biases.at[scene, layer]
-            plgpu.copy_gmem_to_smem(bias, buffers.bias.at[which], buffers.bias_here.at[which])
+            if layer > 0:
+                copy_bias(scene, layer - 1, index * plan.layers + layer - 1)
             for k in range(num_chunks):
                 buffers.ring.fill(number + k, arrays.weights.at[scene, pl.ds(top + k * CHUNK, CHUNK), :])
             number, top = number + num_chunks, top + num_chunks * CHUNK
@@ -125,86 +122,99 @@ def _copy_weights(plan: Plan, arrays: Arrays, buffers: Buffers, num_items: Any) 
 
 def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, me: Any, num_items: Any) -> None:
     """Takes a warpgroup's tile of each item of the block through all layers."""
-    tile, here = buffers.tiles.at[me], buffers.here.at[me]
+    tile, points, here = buffers.tiles.at[me], buffers.points.at[me], buffers.points_here.at[me]
 
     def fetch(index: Any) -> None:
         scene, some = plan.work.place(index, me)
-        if plan.encodes:
-            plgpu.copy_gmem_to_smem(arrays.given.at[scene, :, some], buffers.points.at[me], here)
-            return
-        for k in range(plan.chunks[0]):
-            plgpu.copy_gmem_to_smem(arrays.given.at[scene, some, pl.ds(k * CHUNK, CHUNK)], tile.at[k], here)
+        plgpu.copy_gmem_to_smem(arrays.points.at[scene, :, some], points, here)
 
-    def encode_tile() -> None:
+    def keep(of_scene: Callable[[Any], Any], index: Any) -> None:
+        """Starts the copy of the tile to its rows of what is kept of its scene."""
+        scene, some = plan.work.place(index, me)
+        if plan.keep:
+            plgpu.copy_smem_to_gmem(tile, of_scene(scene).at[some, :])
+
+    def cut_off(values: Any, index: Any, layer: Any) -> None:
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        for k in range(plan.chunks[0]):
-            tile[k] = encode_chunk(buffers.points.at[me], buffers.turns, k * CHUNK)
+        if plan.mark:
+            scene, some = plan.work.place(index, me)
+            arrays.cut.at[scene, layer, some, :][...] = _signs(values)
+        for k in range(WIDTH // CHUNK):
+            rounded = columns_of(values, k * CHUNK, CHUNK).astype(jnp.bfloat16)
+            tile[:, pl.ds(k * CHUNK, CHUNK)] = jnp.maximum(rounded, 0.0)
         plgpu.commit_smem()
 
-    def run_layer(index: Any, layer: Any, num_chunks: int, number: Any) -> None:
-        scene, some = plan.work.place(index, me)
-        which = turn(index * plan.layers + layer, 2)
-        pairs = [lambda slot, k=k: [(tile.at[k], slot)] for k in range(num_chunks)]
-        values = buffers.ring.multiply(number, pairs, WIDTH)
-        if plan.encodes:
-            pl.when((me == 0) & (index == 0) & (layer == 0))(lambda: plgpu.barrier_arrive(buffers.ahead))
-        plgpu.barrier_wait(buffers.bias_here.at[which])
+    def run_first(index: Any, number: Any) -> None:
+        plgpu.barrier_wait(here)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        word = _add_bias_and_cut(values, buffers.bias, which, tile, mark=not plan.encodes)
+        for k in range(plan.chunks[0]):
+            tile[:, pl.ds(k * CHUNK, CHUNK)] = encode_chunk(points, buffers.angles, k * CHUNK)
+        plgpu.commit_smem()
+        pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
+        values = buffers.ring.multiply(number, _pairs(tile, plan.chunks[0]), WIDTH)
+        if not plan.mark:
+            pl.when((me == 0) & (index == 0))(lambda: plgpu.barrier_arrive(buffers.ahead))
+        cut_off(values, index, 0)
+
+    def run_layer(index: Any, layer: Any, number: Any) -> None:
+        """Runs a layer between the first and the head, counted from 0."""
+        which = turn(index * plan.layers + layer, 2)
+
+        def add_bias(total: Any) -> None:
+            plgpu.barrier_wait(buffers.bias_here.at[which])
+            plgpu.wgmma(total, buffers.ones, buffers.bias.at[which].transpose((1, 0)))
+
+        pairs = _pairs(tile, WIDTH // CHUNK)
+        store = functools.partial(keep, lambda scene: arrays.activations.at[scene, layer], index)
+        values = buffers.ring.multiply(number, pairs, WIDTH, begin=add_bias, meanwhile=store)
         plgpu.barrier_arrive(buffers.bias_free.at[which])
-        if word is not None:
-            arrays.cut.at[scene, layer, some, :][...] = word
-        for one, target in enumerate(arrays.activations):
-            pl.when(layer == one)(lambda target=target: store(tile, target.at[scene, some, :]))
+        cut_off(values, index, layer + 1)
 
     fetch(0)
-    if plan.encodes:
-        plgpu.barrier_wait(buffers.turns_here)
+    plgpu.barrier_wait(buffers.constants_here)
+    if not plan.mark:  # with few points there is hardly an item more
         # One multiplies while the other is between two layers, as long as the ring lets it stay behind.
         pl.when(me > 0)(lambda: plgpu.barrier_wait(buffers.ahead))
 
     @pl.loop(0, num_items)
     def _(index: Any) -> None:
         number = index * plan.slices
-        plgpu.barrier_wait(here)
-        if plan.encodes:
-            encode_tile()
-            pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
-        run_layer(index, jnp.int32(0), plan.chunks[0], number)
+        run_first(index, number)
         number += plan.chunks[0]
 
-        @pl.loop(1, plan.layers)  # unrolled it would need more registers than there are
+        @pl.loop(0, plan.layers)  # unrolled it would need more registers than there are
         def _(layer: Any) -> None:
-            run_layer(index, layer, WIDTH // CHUNK, number + (layer - 1) * (WIDTH // CHUNK))
+            run_layer(index, layer, number + layer * (WIDTH // CHUNK))
 
-        number += (plan.layers - 1) * (WIDTH // CHUNK)
+        number += plan.layers * (WIDTH // CHUNK)
         scene, some = plan.work.place(index, me)
-        head = buffers.ring.multiply(number, [functools.partial(_head, tile)], STRIPE)
-        arrays.outputs.at[scene, some, :][...] = head
-        if not plan.encodes:
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
+        store = functools.partial(keep, lambda scene: arrays.last.at[scene], index)
+        pairs = [functools.partial(_head, tile)]
+        arrays.outputs.at[scene, some, :][...] = buffers.ring.multiply(number, pairs, STRIPE, meanwhile=store)
 
     plgpu.wait_smem_to_gmem(0)
 
 
-def _add_bias_and_cut(values: Any, bias: Any, which: Any, tile: Any, *, mark: bool) -> Any:
-    """Writes relu of the layer's sums into the tile; returns what it cut off, in bits, if that is asked for."""
+def _chunk(tile: Any, k: int) -> Any:
+    return tile.at[:, pl.ds(k * CHUNK, CHUNK)]
+
+
+def _pairs(tile: Any, num_chunks: int) -> list[Callable[[Any], list[tuple[Any, Any]]]]:
+    """Operands of a layer's matmul, for each of the ring's slices."""
+    return [lambda slot, k=k: [(_chunk(tile, k), slot)] for k in range(num_chunks)]
+
+
+def _signs(values: Any) -> Any:
+    """Returns a tile's signs in bits."""
     word: Any = None
     for k in range(WIDTH // CHUNK):
-        one_row = load(bias.at[which, pl.ds(k * CHUNK, CHUNK)], plgpu.Layout.WGMMA.reduce(0))
-        some_values = columns_of(values, k * CHUNK, CHUNK)
-        some_values = some_values + lax.broadcast_in_dim(one_row, some_values.shape, (1,))
-        if mark:
-            word = pack(some_values, word)
-        tile[k] = jnp.maximum(some_values, 0.0).astype(jnp.bfloat16)
-    plgpu.commit_smem()
+        word = pack(columns_of(values, k * CHUNK, CHUNK), word)
     return word
 
 
 def _head(tile: Any, slot: Any) -> list[tuple[Any, Any]]:
     """Operands of the head's matmul, of which the ring's slice holds the transpose in its first rows."""
     return [
-        (tile.at[k], slot.at[pl.ds(0, STRIPE), pl.ds(k * CHUNK, CHUNK)].transpose((1, 0)))
+        (_chunk(tile, k), slot.at[pl.ds(0, STRIPE), pl.ds(k * CHUNK, CHUNK)].transpose((1, 0)))
         for k in range(WIDTH // CHUNK)
     ]

@@ -7,10 +7,13 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
 from jaxmeta.kernels.encoding import encode_chunk
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, drain, take_roles, turn
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, drain, take_roles, turn
 from jaxmeta.kernels.layer_plan import Arrays, Buffers, Plan
 from jaxmeta.kernels.layers import load
 from jaxmeta.kernels.slabs import HALF, Place
+
+_HUGE = 2.0**126
+"""Times this the smallest normal number is one."""
 
 
 def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
@@ -38,8 +41,10 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     def copy_gradient(scene: Any, some: Any, slot: Any) -> None:
         full, target = buffers.full.at[slot], buffers.right.at[slot]
         if plan.kind == "head":
-            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, pl.ds(0, STRIPE), some], target, full)
-            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, :, some], buffers.narrow.at[slot], full)
+            source = arrays.gradient.at[scene, :, some]
+            plgpu.copy_gmem_to_smem(source, target, full)
+            for start in range(0, DEPTH, STRIPE):  # twice, for the matmul is that deep; the second meets zeros
+                plgpu.copy_gmem_to_smem(source, buffers.narrow.at[slot, pl.ds(start, STRIPE), :], full)
         else:
             plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, some, :], target, full, collective_axes="block")
 
@@ -49,7 +54,7 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
         plgpu.copy_gmem_to_smem(source, buffers.kernel, buffers.kernel_here)
 
     if plan.kind == "first":
-        plgpu.copy_gmem_to_smem(arrays.turns, buffers.turns, buffers.turns_here)
+        plgpu.copy_gmem_to_smem(arrays.angles, buffers.angles, buffers.angles_here)
     else:
         plgpu.copy_gmem_to_smem(arrays.ones, buffers.one, buffers.one_here)
 
@@ -57,12 +62,12 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     def _(number: Any) -> None:
         slot = turn(number, plan.ring)
         scene, _, inside, _ = plan.work.locate(place.begin + number)
-        some = pl.ds(inside * TILE, TILE)
+        some = plan.rows(inside)
         pl.when(number >= plan.ring)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
         if plan.kind == "first":
             plgpu.copy_gmem_to_smem(arrays.inputs.at[scene, :, some], buffers.points.at[slot], buffers.full.at[slot])
         else:
-            source = arrays.inputs.at[scene, some, _half(place.block)]
+            source = arrays.inputs.at[scene, plan.layer, some, _half(place.block)]
             plgpu.copy_gmem_to_smem(source, buffers.left.at[slot], buffers.full.at[slot])
         copy_gradient(scene, some, slot)
         if plan.kind != "first":
@@ -114,14 +119,14 @@ def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> Non
 
 def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
     """Makes a block's share of the first layer's inputs, of its slabs."""
-    plgpu.barrier_wait(buffers.turns_here)
+    plgpu.barrier_wait(buffers.angles_here)
 
     @pl.loop(place.me - CONSUMERS, place.end - place.begin, step=plan.preparing)
     def _(number: Any) -> None:
         slot = turn(number, plan.ring)
         plgpu.barrier_wait(buffers.full.at[slot])
         for start in range(0, plan.share, CHUNK):
-            values = encode_chunk(buffers.points.at[slot], buffers.turns, place.block * plan.share + start)
+            values = encode_chunk(buffers.points.at[slot], buffers.angles, place.block * plan.share + start)
             buffers.left[slot, :, pl.ds(start, CHUNK)] = values
         plgpu.commit_smem()
         plgpu.barrier_arrive(buffers.made.at[slot])
@@ -139,11 +144,12 @@ def _through(plan: Plan, buffers: Buffers, slot: Any) -> Any:
                 kernel = buffers.kernel.at[:, columns].transpose((1, 0))
                 plgpu.wgmma(total, buffers.right.at[slot, :, columns], kernel)
         activations = load(buffers.left.at[slot], plgpu.Layout.WGMMA)
+        # One or zero, by operations on two values at a time; a selection takes them one by one.
+        above = jnp.minimum(activations * _HUGE, 1.0)
         plgpu.wgmma_wait(0)
-        return total[...], activations
+        return total[...].astype(jnp.bfloat16) * above
 
-    values, activations = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((TILE, HALF), jnp.float32))
-    return jnp.where(activations.astype(jnp.float32) > 0.0, values, 0.0).astype(jnp.bfloat16)
+    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((TILE, HALF), jnp.float32))
 
 
 def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
@@ -168,7 +174,7 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
                     columns = out.at[:, pl.ds(chunk * CHUNK, CHUNK)]
                     plgpu.wgmma(total, columns.transpose((1, 0)), buffers.one.transpose((1, 0)))
                 scene, _, inside, _ = plan.work.locate(place.begin + number)
-                target = arrays.below.at[scene, pl.ds(inside * TILE, TILE), _half(place.block)]
+                target = arrays.below.at[scene, plan.rows(inside), _half(place.block)]
                 plgpu.copy_smem_to_gmem(out, target)
 
             plgpu.wgmma_wait(0)

@@ -2,14 +2,12 @@
 
 from typing import Any, Literal, NamedTuple
 
+import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from jaxmeta.kernels.launching import CONSUMERS, STRIPE, TILE, WIDTH, tiled
+from jaxmeta.kernels.launching import CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, tiled
 from jaxmeta.kernels.slabs import HALF, PAIR, Slabs
-
-NARROW = 16
-"""Outputs that the head's gradient is filled up to: the depth of the hardware's matmul."""
 
 Kind = Literal["head", "layer", "first"]
 """What a kernel goes through: the head, a layer, or the first layer, from which nothing goes on."""
@@ -21,6 +19,10 @@ class Plan(NamedTuple):
     work: Slabs
     kind: Kind
     inputs: int
+    descending: bool
+    """From a scene's last rows to its first: where the pass before ended, its gradient is still in the cache."""
+    layer: int
+    """Whose activations are the inputs, counted from the first; those of the first layer itself are made of points."""
     first_row: int
     """Of the weights in the stacked ones; the head's are an array of their own."""
 
@@ -28,6 +30,10 @@ class Plan(NamedTuple):
     def outputs(self) -> int:
         """Of the layer, or the head's filled up."""
         return STRIPE if self.kind == "head" else WIDTH
+
+    def rows(self, inside: Any) -> Any:
+        """Returns the rows of a scene's slab, from its place in the work."""
+        return pl.ds((self.work.slabs - 1 - inside if self.descending else inside) * TILE, TILE)
 
     @property
     def share(self) -> int:
@@ -41,7 +47,7 @@ class Plan(NamedTuple):
 
     @property
     def preparing(self) -> int:
-        """Warpgroups that take a slab on, or encode one, in turns."""
+        """Warpgroups that take a slab on, or encode one, in angles."""
         return 1 if self.share == HALF and self.outputs == WIDTH else 2
 
     @property
@@ -58,10 +64,10 @@ class Arrays(NamedTuple):
     gradient: Any
     """Of the sums before relu; the head's, of its outputs, is transposed."""
     inputs: Any
-    """Those of the first layer are points, which its kernel encodes."""
+    """Activations by layer; for the first layer points, which its kernel encodes."""
     weights: Any = None
     ones: Any = None
-    turns: Any = None
+    angles: Any = None
     products: Any = None
     below: Any = None
     sums: Any = None
@@ -83,8 +89,8 @@ class Buffers(NamedTuple):
     one: Any = None
     one_here: Any = None
     points: Any = None
-    turns: Any = None
-    turns_here: Any = None
+    angles: Any = None
+    angles_here: Any = None
     made: Any = None
 
     @staticmethod
@@ -95,20 +101,20 @@ class Buffers(NamedTuple):
         scratch = {
             "left": tiled((plan.ring, TILE, plan.share)),
             "right": tiled((plan.ring, STRIPE, TILE) if is_head else (plan.ring, TILE, WIDTH)),
-            "full": plgpu.Barrier(num_arrivals=2 + is_head, num_barriers=plan.ring),
+            "full": plgpu.Barrier(num_arrivals=4 if is_head else 2, num_barriers=plan.ring),
             "free": plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=arrivals, num_barriers=plan.ring),
         }
         if is_head:
-            scratch["narrow"] = tiled((plan.ring, NARROW, TILE), NARROW)
+            scratch["narrow"] = tiled((plan.ring, DEPTH, TILE), DEPTH)
         if is_first:
             return scratch | {
                 "points": plgpu.SMEM((plan.ring, 3, TILE), jnp.float32),
-                "turns": plgpu.SMEM((4, plan.inputs), jnp.float32),
-                "turns_here": plgpu.Barrier(),
+                "angles": plgpu.SMEM((4, plan.inputs), jnp.float32),
+                "angles_here": plgpu.Barrier(),
                 "made": plgpu.Barrier(num_barriers=plan.ring),
             }
         return scratch | {
-            "kernel": tiled((HALF, NARROW), NARROW) if is_head else tiled((HALF, WIDTH)),
+            "kernel": tiled((HALF, DEPTH), DEPTH) if is_head else tiled((HALF, WIDTH)),
             "kernel_here": plgpu.Barrier(),
             "kernel_free": plgpu.Barrier(num_arrivals=plan.preparing),
             "out": tiled((plan.preparing, TILE, HALF)),

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, at_once, tiled, turn
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, at_once, tiled, turn
 
 RING = 4
 """Slices of weights, those of a layer. More leave too little memory for what the compiler spills, fewer run dry.
@@ -19,12 +19,30 @@ With fewer than a first layer has, a warpgroup that `forward_pass` lets go ahead
 """
 
 
-def stack(layers: Sequence[Float[Array, "_ 256"]], head: Float[Array, "256 outputs"]) -> BFloat16[Array, "stacked 256"]:
+def stack(
+    layers: Sequence[Float[Array, "_ 256"]],
+    first_bias: Float[Array, "256"],
+    first_inputs: int,
+    head: Float[Array, "256 outputs"],
+) -> BFloat16[Array, "stacked 256"]:
     """Returns the layers' weights one below another, then the head's, transposed and filled up to a slice.
 
-    The first layer has 128 or 256 inputs; the head has at most 8 outputs.
+    The first layer's are filled up to `first_inputs`, 128 or 256. Its bias comes first there, in two parts, for what is
+    filled up of its inputs are ones, two at least. The head has at most 8 outputs.
     """
-    return jnp.concatenate([*layers, jnp.pad(head.T, ((0, CHUNK - head.shape[1]), (0, 0)))]).astype(jnp.bfloat16)
+    bias = jnp.stack(split(first_bias)[:2])
+    rest = jnp.zeros((first_inputs - len(layers[0]) - len(bias), WIDTH))
+    last = jnp.pad(head.T, ((0, CHUNK - head.shape[1]), (0, 0)))
+    return jnp.concatenate([layers[0], bias, rest, *layers[1:], last]).astype(jnp.bfloat16)
+
+
+def split(values: Float[Array, "*any"]) -> list[Float[Array, "*any"]]:
+    """Returns three arrays of numbers that bfloat16 holds, the largest first, whose sum are the values."""
+    parts = []
+    for _ in range(3):
+        parts.append(lax.reduce_precision(values, 8, 7))  # XLA would leave out a conversion there and back
+        values = values - parts[-1]
+    return parts
 
 
 class Work(NamedTuple):
@@ -80,16 +98,30 @@ class Ring(NamedTuple):
         pl.when(number >= RING)(lambda: plgpu.barrier_wait(self.free.at[slot]))
         plgpu.copy_gmem_to_smem(source, self.slots.at[slot], self.full.at[slot])
 
-    def multiply(self, first: Any, pairs: Sequence[Callable[[Any], list[tuple[Any, Any]]]], columns: int) -> Any:
-        """Sums the products of `pairs`: functions of a slice that return left and right operands."""
+    def multiply(
+        self,
+        first: Any,
+        pairs: Sequence[Callable[[Any], list[tuple[Any, Any]]]],
+        columns: int,
+        *,
+        begin: Callable[[Any], None] = lambda total: None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Any:
+        """Sums the products of `pairs`: functions of a slice that return left and right operands.
+
+        `begin` puts more into the sum; `meanwhile` is called while matmuls run.
+        """
 
         def sum_up(total: Any) -> Any:
+            begin(total)
             for k, pair in enumerate(pairs):
                 slot = turn(first + k, RING)
                 plgpu.barrier_wait(self.full.at[slot])
                 operands = pair(self.slots.at[slot])
                 for left, right in operands:
                     plgpu.wgmma(total, left, right)
+                if k == min(1, len(pairs) - 1):
+                    meanwhile()
                 if k:
                     plgpu.wgmma_wait(len(operands))
                     plgpu.barrier_arrive(self.free.at[turn(first + k - 1, RING)])

@@ -1,15 +1,13 @@
 """Gradients of all layers, back from the head: a launch for each."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
 
 from jaxmeta.kernels.encoding import by_dimension
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, call, over_scenes
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, call, over_scenes
 from jaxmeta.kernels.layer_pass import body
-from jaxmeta.kernels.layer_plan import NARROW, Arrays, Buffers, Kind, Plan
+from jaxmeta.kernels.layer_plan import Arrays, Buffers, Kind, Plan
 from jaxmeta.kernels.slabs import HALF, PAIR, Slabs
 
 
@@ -18,37 +16,42 @@ def layerwise(
     weights: BFloat16[Array, "stacked 256"],
     head: BFloat16[Array, "256 outputs"],
     points: Float[Array, "rows 3"],
-    turns: Float[Array, "4 columns"],
-    activations: Sequence[BFloat16[Array, "rows 256"]],
+    angles: Float[Array, "4 columns"],
+    activations: BFloat16[Array, "later_layers rows 256"],
+    last: BFloat16[Array, "rows 256"],
 ) -> tuple[list[Float[Array, "_ _"]], list[Float[Array, "256"]]]:
     """Returns the gradients of the weights of each layer and of the head, and of the biases of each layer.
 
-    `gradient` is that of the head's outputs, at most 8, and `head` its weights.
+    `gradient` is that of the head's outputs, at most 8, and `head` its weights; `last` are the activations of the last
+    layer, `activations` those of the others.
     """
-    return _layerwise(gradient, weights, head, points, turns, *activations)
+    return _layerwise(gradient, weights, head, points, angles, activations, last)
 
 
 def _launch(
-    gradient: Array, weights: Array, head: Array, points: Array, turns: Array, *activations: Array
+    gradient: Array, weights: Array, head: Array, points: Array, angles: Array, activations: Array, last: Array
 ) -> tuple[list[Array], list[Array]]:
     num_outputs, num_rows = gradient.shape[1:]
-    filled = jnp.pad(gradient, ((0, 0), (0, NARROW - num_outputs), (0, -num_rows % TILE)))
-    wide = jnp.pad(head, ((0, 0), (0, 0), (0, NARROW - num_outputs)))
-    passes = [_pass("head", filled, activations[-1], weights=wide)]
-    first_row = turns.shape[2] + (len(activations) - 2) * WIDTH
-    for below in activations[-2::-1]:
-        passes.append(_pass("layer", passes[-1]["below"], below, first_row, weights=weights))
-        first_row -= WIDTH
-    first = _pass("first", passes[-1]["below"], by_dimension(points), turns=turns[0])
+    filled = jnp.pad(gradient, ((0, 0), (0, STRIPE - num_outputs), (0, -num_rows % TILE)))
+    wide = jnp.pad(head, ((0, 0), (0, 0), (0, DEPTH - num_outputs)))
+    passes = [_pass("head", True, filled, last[:, None], weights=wide)]
+    for layer in reversed(range(activations.shape[1])):
+        down, first_row = len(passes) % 2 == 0, angles.shape[2] + layer * WIDTH
+        passes.append(_pass("layer", down, passes[-1]["below"], activations, layer, first_row, weights=weights))
+    down = len(passes) % 2 == 0
+    first = _pass("first", down, passes[-1]["below"], by_dimension(points), angles=angles[0])
     products = [one["products"] for one in (first, *passes[::-1])]
     return [*products[:-1], products[-1][..., :num_outputs]], [one["sums"] for one in passes[::-1]]
 
 
-def _pass(kind: Kind, gradient: Array, inputs: Array, first_row: int = 0, **extra: Array) -> dict[str, Array]:
+def _pass(
+    kind: Kind, down: bool, gradient: Array, inputs: Array, layer: int = 0, first_row: int = 0, **extra: Array
+) -> dict[str, Array]:
     """Takes the gradient through one layer or the head."""
-    num_scenes, num_rows = (inputs if kind == "head" else gradient).shape[:2]
-    num_inputs = extra["turns"].shape[1] if kind == "first" else WIDTH
-    plan = Plan(Slabs(num_scenes, 1, False, -(-num_rows // TILE)), kind, num_inputs, first_row)
+    num_scenes = len(inputs)
+    num_rows = inputs.shape[2] if kind == "head" else gradient.shape[1]
+    num_inputs = extra["angles"].shape[1] if kind == "first" else WIDTH
+    plan = Plan(Slabs(num_scenes, 1, False, -(-num_rows // TILE)), kind, num_inputs, down, layer, first_row)
     parts = (plan.work.pairs, plan.work.parts, PAIR)
     operands = {"gradient": gradient, "inputs": inputs, **extra}
     out_type = {"products": jax.ShapeDtypeStruct((*parts, plan.share, plan.outputs), jnp.float32)}

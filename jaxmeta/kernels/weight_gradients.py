@@ -30,19 +30,23 @@ _RING = 4
 
 
 def weight_gradients(
-    inputs: Sequence[BFloat16[Array, "rows _"]], gradients: Sequence[BFloat16[Array, "rows 256"]]
+    rows: BFloat16[Array, "rows columns"],
+    activations: BFloat16[Array, "later_layers rows 256"],
+    gradients: Sequence[BFloat16[Array, "rows 256"]],
 ) -> tuple[Float[Array, "inputs 256"], Float[Array, "later_layers 256"]]:
     """Returns sums over rows: of the products of inputs and gradients, and of all layers' gradients but the first's.
 
-    A column of ones in the first layer's inputs gives that.
+    The inputs are `rows` of the first layer, `activations` of the others; a column of ones in `rows` gives the sums of
+    the first's gradients.
     """
-    return _weight_gradients(*inputs, *gradients)
+    return _weight_gradients(rows, activations, *gradients)
 
 
 class _Arrays(NamedTuple):
     """In global memory."""
 
-    inputs: Sequence[Any]
+    rows: Any
+    activations: Any
     gradients: Sequence[Any]
     products: Any
     sums: Any
@@ -59,9 +63,9 @@ class _Buffers(NamedTuple):
     ones_here: Any
 
 
-def _launch(*operands: Array) -> tuple[Array, Array]:
-    num_layers = len(operands) // 2
-    num_scenes, num_rows, num_features = operands[0].shape
+def _launch(rows: Array, activations: Array, *gradients: Array) -> tuple[Array, Array]:
+    num_layers = len(gradients)
+    num_scenes, num_rows, num_features = rows.shape
     if num_features not in (HALF, WIDTH):
         raise ValueError(f"{num_features} inputs of the first layer are neither 128 nor 256")
     work = Slabs(num_scenes, num_layers, num_features < WIDTH, -(-num_rows // TILE))
@@ -88,7 +92,7 @@ def _launch(*operands: Array) -> tuple[Array, Array]:
         grid_names=("pair",),
         cluster=(PAIR,),
         cluster_names=("block",),
-    )(*operands)
+    )(rows, activations, *gradients)
     first, others = jnp.split(work.add(products), [1], axis=1)
     if work.narrow:  # the blocks took different rows
         first = first.sum(2, keepdims=True)
@@ -98,7 +102,7 @@ def _launch(*operands: Array) -> tuple[Array, Array]:
 
 
 def _body(work: Slabs, *refs: Any, **scratch: Any) -> None:
-    arrays, buffers = _Arrays(refs[: work.layers], refs[work.layers : -2], *refs[-2:]), _Buffers(**scratch)
+    arrays, buffers = _Arrays(*refs[:2], refs[2:-2], *refs[-2:]), _Buffers(**scratch)
     place = work.place()
     take_roles(
         place.me,
@@ -116,7 +120,8 @@ def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) ->
         column = 0 if alone else place.block * HALF
         full = buffers.full.at[slot]
         for part in range(CONSUMERS):
-            source = arrays.inputs[index].at[scene, some, pl.ds(column + part * CHUNK, CHUNK)]
+            inputs = arrays.rows.at[scene] if index == 0 else arrays.activations.at[scene, index - 1]
+            source = inputs.at[some, pl.ds(column + part * CHUNK, CHUNK)]
             plgpu.copy_gmem_to_smem(source, buffers.left.at[slot, part], full)
         shared: dict[str, Any] = {} if alone else {"collective_axes": "block"}
         source = arrays.gradients[index].at[scene, some, :]
