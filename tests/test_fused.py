@@ -162,7 +162,7 @@ def test_a_slab_always_has_the_same_warpgroup_in_its_place_of_the_ring():
     from jaxmeta.kernels.slabs import Slabs
 
     for kind, inputs in [("head", 256), ("layer", 256), ("first", 128), ("first", 256)]:
-        plan = Plan(Slabs(1, 1, False, 4), kind, inputs, False, 0, 0)
+        plan = Plan(Slabs(1, 1, False, 4), kind, inputs, 1, 0, 0)
         assert plan.ring % plan.preparing == 0
 
 

@@ -114,7 +114,7 @@ def _copy_weights(plan: Plan, arrays: Arrays, buffers: Buffers, num_items: Any) 
             for k in range(num_chunks):
                 buffers.ring.fill(number + k, arrays.weights.at[scene, pl.ds(top + k * CHUNK, CHUNK), :])
             number, top = number + num_chunks, top + num_chunks * CHUNK
-        buffers.ring.fill(number, arrays.weights.at[scene, pl.ds(top, CHUNK), :])
+        buffers.ring.fill(number, arrays.weights.at[scene, pl.ds(top, STRIPE), :])
 
     drain(buffers.ring.free, RING, num_items * plan.slices)
     drain(buffers.bias_free, 2, num_items * plan.layers)

@@ -1,5 +1,6 @@
 """The kernel that takes gradients back through a layer: to its weights, and on to the layer below."""
 
+import functools
 from typing import Any
 
 import jax.experimental.pallas as pl
@@ -38,19 +39,29 @@ def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
 def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     """Copies a block's share of each slab's inputs, or its points; half of its gradient, for both blocks; weights."""
 
-    def copy_gradient(scene: Any, some: Any, slot: Any) -> None:
+    def copy_gradient(source: Any, slot: Any) -> None:
         full, target = buffers.full.at[slot], buffers.right.at[slot]
         if plan.kind == "head":
-            source = arrays.gradient.at[scene, :, some]
             plgpu.copy_gmem_to_smem(source, target, full)
             for start in range(0, DEPTH, STRIPE):  # twice, for the matmul is that deep; the second meets zeros
                 plgpu.copy_gmem_to_smem(source, buffers.narrow.at[slot, pl.ds(start, STRIPE), :], full)
         else:
-            plgpu.copy_gmem_to_smem(arrays.gradient.at[scene, some, :], target, full, collective_axes="block")
+            plgpu.copy_gmem_to_smem(source, target, full, collective_axes="block")
 
-    def copy_kernel(scene: Any, number: Any) -> None:
-        pl.when(number > 0)(lambda: plgpu.barrier_wait(buffers.kernel_free))
-        source = arrays.weights.at[scene, pl.ds(plan.first_row + place.block * HALF, HALF), :]
+    def copy_gradient_of(step: Any, number: Any, scene: Any, some: Any, slot: Any) -> None:
+        if plan.kind == "head":
+            copy_gradient(arrays.gradient.at[scene, :, some], slot)
+        elif plan.kind == "first":
+            copy_gradient(arrays.gradient.at[scene, plan.last_slot, some, :], slot)
+        else:
+            pl.when((step > 0) & (number == 0))(lambda: plgpu.barrier_wait(buffers.layer_done))
+            pl.when(step == 0)(lambda: copy_gradient(arrays.gradient.at[scene, some, :], slot))
+            pl.when(step > 0)(lambda: copy_gradient(arrays.below.at[scene, turn(step - 1, 2), some, :], slot))
+
+    def copy_kernel(step: Any, scene: Any, number: Any) -> None:
+        pl.when((step > 0) | (number > 0))(lambda: plgpu.barrier_wait(buffers.kernel_free))
+        first_row = plan.first_row + (plan.layers - 1 - step) * WIDTH + place.block * HALF
+        source = arrays.weights.at[scene, pl.ds(first_row, HALF), :]
         plgpu.copy_gmem_to_smem(source, buffers.kernel, buffers.kernel_here)
 
     if plan.kind == "first":
@@ -58,22 +69,26 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     else:
         plgpu.copy_gmem_to_smem(arrays.ones, buffers.one, buffers.one_here)
 
-    @pl.loop(0, place.end - place.begin)
-    def _(number: Any) -> None:
-        slot = turn(number, plan.ring)
-        scene, _, inside, _ = plan.work.locate(place.begin + number)
-        some = plan.rows(inside)
-        pl.when(number >= plan.ring)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
-        if plan.kind == "first":
-            plgpu.copy_gmem_to_smem(arrays.inputs.at[scene, :, some], buffers.points.at[slot], buffers.full.at[slot])
-        else:
-            source = arrays.inputs.at[scene, plan.layer, some, _half(place.block)]
-            plgpu.copy_gmem_to_smem(source, buffers.left.at[slot], buffers.full.at[slot])
-        copy_gradient(scene, some, slot)
-        if plan.kind != "first":
-            pl.when((number == 0) | (inside == 0))(lambda: copy_kernel(scene, number))
+    @pl.loop(0, plan.layers)
+    def _(step: Any) -> None:
+        @pl.loop(0, place.count)
+        def _(number: Any) -> None:
+            total = step * place.count + number
+            slot = turn(total, plan.ring)
+            scene, _, inside, _ = plan.work.locate(place.begin + number)
+            some, full = plan.rows(step, inside), buffers.full.at[slot]
+            pl.when(total >= plan.ring)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
+            if plan.kind == "first":
+                plgpu.copy_gmem_to_smem(arrays.inputs.at[scene, :, some], buffers.points.at[slot], full)
+            else:
+                source = arrays.inputs.at[scene, plan.layers - 1 - step, some, _half(place.block)]
+                plgpu.copy_gmem_to_smem(source, buffers.left.at[slot], full)
+                pl.when((number == 0) | (inside == 0))(lambda: copy_kernel(step, scene, number))
+            copy_gradient_of(step, number, scene, some, slot)
 
-    drain(buffers.free, plan.ring, place.end - place.begin)
+    drain(buffers.free, plan.ring, plan.layers * place.count)
+    if plan.kind == "layer":
+        plgpu.barrier_wait(buffers.layer_done)
 
 
 def _half(index: Any) -> Any:
@@ -95,11 +110,11 @@ def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> Non
     def right(slot: Any, some: Any) -> Any:
         return buffers.right.at[slot].transpose((1, 0)) if plan.kind == "head" else buffers.right.at[slot, :, some]
 
-    def run(part: Any, first: Any, stop: Any) -> None:
+    def run(step: Any, part: Any, first: Any, stop: Any) -> None:
         def sum_up(*totals: Any) -> None:
             @pl.loop(first, stop)
             def _(number: Any) -> None:
-                slot = turn(number, plan.ring)
+                slot = turn(step * place.count + number, plan.ring)
                 plgpu.barrier_wait(buffers.full.at[slot])
                 if plan.kind == "first":
                     plgpu.barrier_wait(buffers.made.at[slot])
@@ -109,19 +124,19 @@ def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> Non
                 plgpu.barrier_arrive(buffers.free.at[slot])
 
             for some, total in zip(columns, totals, strict=True):
-                arrays.products.at[place.pair, part, place.block, rows, some][...] = total[...]
+                arrays.products.at[step, place.pair, part, place.block, rows, some][...] = total[...]
 
         accumulator = plgpu.WGMMAAccumulatorRef((CHUNK, min(plan.outputs, HALF)), jnp.float32)
         pl.run_scoped(sum_up, *[accumulator] * len(columns))
 
-    plan.work.by_parts(place, run)
+    pl.loop(0, plan.layers)(lambda step: plan.work.by_parts(place, functools.partial(run, step)))
 
 
 def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
     """Makes a block's share of the first layer's inputs, of its slabs."""
     plgpu.barrier_wait(buffers.angles_here)
 
-    @pl.loop(place.me - CONSUMERS, place.end - place.begin, step=plan.preparing)
+    @pl.loop(place.me - CONSUMERS, place.count, step=plan.preparing)
     def _(number: Any) -> None:
         slot = turn(number, plan.ring)
         plgpu.barrier_wait(buffers.full.at[slot])
@@ -157,13 +172,13 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     mine = place.me - CONSUMERS
     out = buffers.out.at[mine]
 
-    def run(part: Any, first: Any, stop: Any) -> None:
+    def run(step: Any, part: Any, first: Any, stop: Any) -> None:
         plgpu.barrier_wait(buffers.kernel_here)
 
         def sum_up(*sums: Any) -> None:
             @pl.loop(first + turn(first + mine, plan.preparing), stop, step=plan.preparing)
             def _(number: Any) -> None:
-                slot = turn(number, plan.ring)
+                slot = turn(step * place.count + number, plan.ring)
                 plgpu.barrier_wait(buffers.full.at[slot])
                 values = _through(plan, buffers, slot)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -174,16 +189,21 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
                     columns = out.at[:, pl.ds(chunk * CHUNK, CHUNK)]
                     plgpu.wgmma(total, columns.transpose((1, 0)), buffers.one.transpose((1, 0)))
                 scene, _, inside, _ = plan.work.locate(place.begin + number)
-                target = arrays.below.at[scene, plan.rows(inside), _half(place.block)]
-                plgpu.copy_smem_to_gmem(out, target)
+                below = arrays.below.at[scene, turn(step, 2)] if plan.kind == "layer" else arrays.below.at[scene]
+                plgpu.copy_smem_to_gmem(out, below.at[plan.rows(step, inside), _half(place.block)])
 
             plgpu.wgmma_wait(0)
             for chunk, total in enumerate(sums):
-                arrays.sums.at[place.pair, part, place.block, mine, chunk][...] = total[...]
+                arrays.sums.at[step, place.pair, part, place.block, mine, chunk][...] = total[...]
 
         pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * (HALF // CHUNK))
         plgpu.barrier_arrive(buffers.kernel_free)
 
     plgpu.barrier_wait(buffers.one_here)
-    plan.work.by_parts(place, run)
-    plgpu.wait_smem_to_gmem(0)
+
+    @pl.loop(0, plan.layers)
+    def _(step: Any) -> None:
+        plan.work.by_parts(place, functools.partial(run, step))
+        plgpu.wait_smem_to_gmem(0)
+        if plan.kind == "layer":
+            plgpu.barrier_arrive(buffers.layer_done)

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+from jax import lax
 
 from jaxmeta.kernels.launching import CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, tiled
 from jaxmeta.kernels.slabs import HALF, PAIR, Slabs
@@ -19,21 +20,25 @@ class Plan(NamedTuple):
     work: Slabs
     kind: Kind
     inputs: int
-    descending: bool
-    """From a scene's last rows to its first: where the pass before ended, its gradient is still in the cache."""
-    layer: int
-    """Whose activations are the inputs, counted from the first; those of the first layer itself are made of points."""
+    layers: int
+    """That the kernel goes through, from the last to the first of them."""
     first_row: int
-    """Of the weights in the stacked ones; the head's are an array of their own."""
+    """Of their weights in the stacked ones; the head's are an array of their own."""
+    last_slot: int
+    """Of those that hold gradients in turns, that which the first layer's is in."""
 
     @property
     def outputs(self) -> int:
         """Of the layer, or the head's filled up."""
         return STRIPE if self.kind == "head" else WIDTH
 
-    def rows(self, inside: Any) -> Any:
-        """Returns the rows of a scene's slab, from its place in the work."""
-        return pl.ds((self.work.slabs - 1 - inside if self.descending else inside) * TILE, TILE)
+    def rows(self, step: Any, inside: Any) -> Any:
+        """Returns the rows of a scene's slab, from its place in the work.
+
+        Each pass begins where the one before ended, whose gradient is still in the cache.
+        """
+        descends = {"head": True, "layer": lax.rem(step, jnp.int32(2)) == 1, "first": self.last_slot == 0}[self.kind]
+        return pl.ds(jnp.where(descends, self.work.slabs - 1 - inside, inside) * TILE, TILE)
 
     @property
     def share(self) -> int:
@@ -47,7 +52,7 @@ class Plan(NamedTuple):
 
     @property
     def preparing(self) -> int:
-        """Warpgroups that take a slab on, or encode one, in angles."""
+        """Warpgroups that take a slab on, or encode one, in turns."""
         return 1 if self.share == HALF and self.outputs == WIDTH else 2
 
     @property
@@ -62,7 +67,7 @@ class Arrays(NamedTuple):
     """In global memory."""
 
     gradient: Any
-    """Of the sums before relu; the head's, of its outputs, is transposed."""
+    """Of the sums before relu; the head's, of its outputs, is transposed; the first layer's is in one of two slots."""
     inputs: Any
     """Activations by layer; for the first layer points, which its kernel encodes."""
     weights: Any = None
@@ -70,6 +75,7 @@ class Arrays(NamedTuple):
     angles: Any = None
     products: Any = None
     below: Any = None
+    """The gradient that goes on; a kernel of layers has two slots for it, which it takes in turns."""
     sums: Any = None
 
 
@@ -85,6 +91,7 @@ class Buffers(NamedTuple):
     kernel: Any = None
     kernel_here: Any = None
     kernel_free: Any = None
+    layer_done: Any = None
     out: Any = None
     one: Any = None
     one_here: Any = None
@@ -113,6 +120,8 @@ class Buffers(NamedTuple):
                 "angles_here": plgpu.Barrier(),
                 "made": plgpu.Barrier(num_barriers=plan.ring),
             }
+        if plan.kind == "layer":
+            scratch["layer_done"] = plgpu.ClusterBarrier(collective_axes=("block",))
         return scratch | {
             "kernel": tiled((HALF, DEPTH), DEPTH) if is_head else tiled((HALF, WIDTH)),
             "kernel_here": plgpu.Barrier(),

@@ -25,14 +25,14 @@ def stack(
     first_inputs: int,
     head: Float[Array, "256 outputs"],
 ) -> BFloat16[Array, "stacked 256"]:
-    """Returns the layers' weights one below another, then the head's, transposed and filled up to a slice.
+    """Returns the layers' weights one below another, then the head's, transposed and filled up to 8.
 
     The first layer's are filled up to `first_inputs`, 128 or 256. Its bias comes first there, in two parts, for what is
     filled up of its inputs are ones, two at least. The head has at most 8 outputs.
     """
     bias = jnp.stack(split(first_bias)[:2])
     rest = jnp.zeros((first_inputs - len(layers[0]) - len(bias), WIDTH))
-    last = jnp.pad(head.T, ((0, CHUNK - head.shape[1]), (0, 0)))
+    last = jnp.pad(head.T, ((0, STRIPE - head.shape[1]), (0, 0)))
     return jnp.concatenate([layers[0], bias, rest, *layers[1:], last]).astype(jnp.bfloat16)
 
 
@@ -93,10 +93,10 @@ class Ring(NamedTuple):
         }
 
     def fill(self, number: Any, source: Any) -> None:
-        """Copies the slice of that number from global memory as soon as its slot is free."""
+        """Copies the slice of that number, or its first rows, from global memory as soon as its slot is free."""
         slot = turn(number, RING)
         pl.when(number >= RING)(lambda: plgpu.barrier_wait(self.free.at[slot]))
-        plgpu.copy_gmem_to_smem(source, self.slots.at[slot], self.full.at[slot])
+        plgpu.copy_gmem_to_smem(source, self.slots.at[slot, pl.ds(0, source.shape[0]), :], self.full.at[slot])
 
     def multiply(
         self,

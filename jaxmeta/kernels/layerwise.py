@@ -1,4 +1,6 @@
-"""Gradients of all layers, back from the head: a launch for each."""
+"""Gradients of all layers, back from the head, in three launches: the head, the layers one by one, the first."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,30 +36,38 @@ def _launch(
     num_outputs, num_rows = gradient.shape[1:]
     filled = jnp.pad(gradient, ((0, 0), (0, STRIPE - num_outputs), (0, -num_rows % TILE)))
     wide = jnp.pad(head, ((0, 0), (0, 0), (0, DEPTH - num_outputs)))
-    passes = [_pass("head", True, filled, last[:, None], weights=wide)]
-    for layer in reversed(range(activations.shape[1])):
-        down, first_row = len(passes) % 2 == 0, angles.shape[2] + layer * WIDTH
-        passes.append(_pass("layer", down, passes[-1]["below"], activations, layer, first_row, weights=weights))
-    down = len(passes) % 2 == 0
-    first = _pass("first", down, passes[-1]["below"], by_dimension(points), angles=angles[0])
-    products = [one["products"] for one in (first, *passes[::-1])]
-    return [*products[:-1], products[-1][..., :num_outputs]], [one["sums"] for one in passes[::-1]]
+    first_inputs, layers = angles.shape[2], activations.shape[1]
+    outer = _pass("head", num_rows, 1, filled, last[:, None], weights=wide)
+    inner = _pass("layer", num_rows, layers, outer["below"], activations, first_row=first_inputs, weights=weights)
+    slot, by_points = (layers - 1) % 2, by_dimension(points)
+    first = _pass("first", num_rows, 1, inner["below"], by_points, last_slot=slot, angles=angles[0])
+    products = [*first["products"], *inner["products"][::-1], outer["products"][0][..., :num_outputs]]
+    return products, [*inner["sums"][::-1], *outer["sums"]]
 
 
 def _pass(
-    kind: Kind, down: bool, gradient: Array, inputs: Array, layer: int = 0, first_row: int = 0, **extra: Array
-) -> dict[str, Array]:
-    """Takes the gradient through one layer or the head."""
+    kind: Kind,
+    num_rows: int,
+    layers: int,
+    gradient: Array,
+    inputs: Array,
+    *,
+    first_row: int = 0,
+    last_slot: int = 0,
+    **extra: Array,
+) -> dict[str, Any]:
+    """Takes the gradient through one layer after another, or the head; its results are those of each."""
     num_scenes = len(inputs)
-    num_rows = inputs.shape[2] if kind == "head" else gradient.shape[1]
     num_inputs = extra["angles"].shape[1] if kind == "first" else WIDTH
-    plan = Plan(Slabs(num_scenes, 1, False, -(-num_rows // TILE)), kind, num_inputs, down, layer, first_row)
-    parts = (plan.work.pairs, plan.work.parts, PAIR)
+    work = Slabs(num_scenes, 1, False, -(-num_rows // TILE))
+    plan = Plan(work, kind, num_inputs, layers, first_row, last_slot)
+    parts = (layers, work.pairs, work.parts, PAIR)
     operands = {"gradient": gradient, "inputs": inputs, **extra}
     out_type = {"products": jax.ShapeDtypeStruct((*parts, plan.share, plan.outputs), jnp.float32)}
     if kind != "first":
         operands["ones"] = jnp.ones((STRIPE, TILE), jnp.bfloat16)
-        out_type["below"] = jax.ShapeDtypeStruct((num_scenes, num_rows, WIDTH), jnp.bfloat16)
+        slots = (2,) if kind == "layer" else ()
+        out_type["below"] = jax.ShapeDtypeStruct((num_scenes, *slots, num_rows, WIDTH), jnp.bfloat16)
         out_type["sums"] = jax.ShapeDtypeStruct((*parts, plan.preparing, HALF // CHUNK, CHUNK, STRIPE), jnp.float32)
     names = [*operands, *out_type]
     results = call(
@@ -66,15 +76,15 @@ def _pass(
         Buffers.scratch(plan),
         f"network_backward_{kind}",
         CONSUMERS + plan.preparing + 1,
-        grid=(plan.work.pairs,),
+        grid=(work.pairs,),
         grid_names=("pair",),
         cluster=(PAIR,),
         cluster_names=("block",),
     )(*operands.values())
-    out = dict(zip(out_type, results, strict=True))
-    out["products"] = plan.work.add(out["products"]).reshape(num_scenes, num_inputs, plan.outputs)
+    out: dict[str, Any] = dict(zip(out_type, results, strict=True))
+    out["products"] = [work.add(one).reshape(num_scenes, num_inputs, plan.outputs) for one in out["products"]]
     if kind != "first":  # every column holds the sums
-        out["sums"] = plan.work.add(jnp.sum(out["sums"][..., 0], axis=3)).reshape(num_scenes, WIDTH)
+        out["sums"] = [work.add(jnp.sum(one[..., 0], axis=3)).reshape(num_scenes, WIDTH) for one in out["sums"]]
     return out
 
 

@@ -127,7 +127,7 @@ def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) ->
         source = arrays.gradients[index].at[scene, some, :]
         plgpu.copy_gmem_to_smem(source, buffers.right.at[slot], full, **shared)
 
-    @pl.loop(0, place.end - place.begin)
+    @pl.loop(0, place.count)
     def _(number: Any) -> None:
         slot = turn(number, _RING)
         scene, layer, inside, _ = work.locate(place.begin + number)
@@ -135,7 +135,7 @@ def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) ->
         for index in range(work.layers):
             pl.when(layer == index)(functools.partial(fetch, index, scene, inside, slot))
 
-    drain(buffers.free, _RING, place.end - place.begin)
+    drain(buffers.free, _RING, place.count)
 
 
 def _multiply(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) -> None:
