@@ -17,7 +17,9 @@ from jaxtyping import PyTree
 from jaxmeta.errors import InputError, OutOfMemoryError
 
 _SIDE_BY_SIDE = "side by side"
-"""Axis of the scenes of one device; `scenes` is that of the devices."""
+"""Axis of the scenes that one device takes at a time; `scenes` is that of the devices."""
+AT_A_TIME = 32
+"""Scenes that a device takes at most: of more, less would stay in its cache (row LL of the benchmarks)."""
 
 
 def join_processes(
@@ -138,14 +140,32 @@ def apart(function: Callable[..., Any], mesh: Mesh, in_axes: tuple[int | None, .
 def over_scenes(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Returns `function(shared, a, b)` of one scene as a function of many, with `a` and `b` along their leading axis.
 
-    Each device runs it on its own scenes, side by side.
+    Each device runs it on its own scenes, side by side, or in groups of about the same size, one after another, where
+    they are more than `AT_A_TIME`.
     """
     in_axes = (None, 0, 0)
-    return apart(jax.vmap(function, in_axes, axis_name=_SIDE_BY_SIDE), mesh, in_axes)
+    side_by_side = jax.vmap(function, in_axes, axis_name=_SIDE_BY_SIDE)
+
+    def in_groups(shared: Any, a: Any, b: Any) -> Any:
+        num_scenes = len(jax.tree.leaves((a, b))[0])
+        num_groups = max(1, -(-num_scenes // AT_A_TIME))
+        size = -(-num_scenes // num_groups)
+        if size == num_scenes:
+            return side_by_side(shared, a, b)
+        whole = num_scenes // size * size
+        groups = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), (a, b))
+        done = jax.lax.map(lambda group: side_by_side(shared, *group), groups)
+        done = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), done)
+        if whole == num_scenes:
+            return done
+        rest = side_by_side(shared, *jax.tree.map(lambda leaf: leaf[whole:], (a, b)))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), done, rest)
+
+    return apart(in_groups, mesh, in_axes)
 
 
 def scenes_side_by_side() -> int:
-    """Returns how many scenes a function that `over_scenes` runs is given on its device at once; elsewhere 1."""
+    """Returns how many scenes a function that `over_scenes` runs is given on its device at a time; elsewhere 1."""
     try:
         return jax.lax.axis_size(_SIDE_BY_SIDE)
     except NameError:

@@ -69,13 +69,14 @@ class _Few(NamedTuple):
     weights: Array
     head: Array
     activations: Array
+    """Of all layers but the last."""
     last: Array
     cut: Array
     points: Array
 
 
 class _Many(NamedTuple):
-    """The same where they are many: layer by layer, which reads and writes less."""
+    """The same where they are many: back layer by layer, which reads and writes less."""
 
     weights: Array
     head: Array
@@ -106,12 +107,12 @@ def _forward(
     if scenes_side_by_side() * len(points) < many:
         # Relu cuts off what has a sign, and so must be a sum of nothing, where all units below are cut off.
         biases = jnp.where(biases == 0.0, -_TINY, biases)
-        outputs, *activations, cut = forward_marking(points, angles, weights, biases)
+        outputs, activations, last, cut = forward_marking(points, angles, weights, biases)
         rows = encode([points[:, k, None] for k in range(3)], angles)
-        kept = _Few(rows, weights, head, *activations, cut, points)
+        kept = _Few(rows, weights, head, activations, last, cut, points)
     else:
-        outputs, *activations = forward_keeping(points, angles, weights, biases)
-        kept = _Many(weights, head, angles, *activations, points)
+        outputs, activations, last = forward_keeping(points, angles, weights, biases)
+        kept = _Many(weights, head, angles, activations, last, points)
     return _add_bias(outputs, params), kept
 
 

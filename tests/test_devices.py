@@ -58,6 +58,17 @@ def test_a_function_knows_how_many_scenes_its_device_was_given(mesh8, mesh1):
     assert scenes_side_by_side() == 1
 
 
+@pytest.mark.parametrize(("num_scenes", "sizes"), [(0, []), (4, [4]), (8, [4, 4]), (9, [3, 3, 3]), (10, [4, 4, 2])])
+def test_more_scenes_than_a_device_takes_at_a_time_go_in_groups(mesh1, monkeypatch, num_scenes, sizes):
+    monkeypatch.setattr(devices, "AT_A_TIME", 4)
+    one, other = np.arange(num_scenes), {"a": jax.random.split(jax.random.key(0), num_scenes)}
+    run = over_scenes(lambda shared, a, b: (shared + a, b["a"], scenes_side_by_side()), mesh1)
+    total, keys, together = jax.jit(run)(3, one, other)
+    np.testing.assert_array_equal(total, 3 + one)
+    assert jnp.array_equal(keys, other["a"])
+    np.testing.assert_array_equal(together, np.repeat(sizes, sizes))
+
+
 @given(num_scenes=st.integers(0, 1000))
 def test_padded_size_is_the_smallest_that_divides(mesh8, mesh1, num_scenes):
     assert padded_size(num_scenes, mesh1) == num_scenes

@@ -18,7 +18,7 @@ from jaxmeta.kinds import views
 
 SIZES = {"width": 256, "depth": 3, "num_frequencies": 4, "max_log2_frequency": 3.0}
 FIELD = RadianceField(**SIZES, compute_dtype=jnp.bfloat16)
-SCENES, POINTS = 2, 270  # two groups of 128 rows and a part of one
+SCENES, POINTS = 3, 198  # four slabs of 64 rows each, the last in part, so that two pairs of blocks share a scene
 CASES = {
     "few points": (FIELD, fused.MANY),
     "many points": (FIELD, 0),
@@ -52,7 +52,7 @@ def distance(left, right):
 
 
 def interpret():
-    """What the kernels return on a machine of two multiprocessors.
+    """What the kernels return on a machine of four multiprocessors.
 
     Losses and gradients of each case, outputs of scenes, outputs of rays.
     """
@@ -60,7 +60,7 @@ def interpret():
 
     from jaxmeta.kernels import launching
 
-    launching.MULTIPROCESSORS = 2
+    launching.MULTIPROCESSORS = 4
     params, points = scenes()
     one = jax.tree.map(lambda leaf: leaf[0], params)
     apply = fused.fused_apply(FIELD)

@@ -41,7 +41,7 @@ def by_dimension(points: Float[Array, "scenes rows 3"]) -> Float[Array, "scenes 
 
 
 def encode(points: Iterable[Any], angles: Iterable[Any]) -> BFloat16[Array, "*_"]:
-    """Returns the sines, to 1e-4, which is below what bfloat16 can tell.
+    """Returns the sines, to 1e-4 for coordinates up to 4, which is below what bfloat16 can tell.
 
     Args:
       points: arrays of x, y and z.

@@ -134,7 +134,8 @@ def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, me: Any, num_items: 
         if plan.keep:
             plgpu.copy_smem_to_gmem(tile, of_scene(scene).at[some, :])
 
-    def cut_off(values: Any, index: Any, layer: Any) -> None:
+    def put(values: Any, index: Any, layer: Any) -> None:
+        """Writes relu of a layer's sums into the tile."""
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         if plan.mark:
             scene, some = plan.work.place(index, me)
@@ -145,6 +146,7 @@ def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, me: Any, num_items: 
         plgpu.commit_smem()
 
     def run_first(index: Any, number: Any) -> None:
+        """Encodes the points and runs the first layer, whose bias is among its weights."""
         plgpu.barrier_wait(here)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         for k in range(plan.chunks[0]):
@@ -154,7 +156,7 @@ def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, me: Any, num_items: 
         values = buffers.ring.multiply(number, _pairs(tile, plan.chunks[0]), WIDTH)
         if not plan.mark:
             pl.when((me == 0) & (index == 0))(lambda: plgpu.barrier_arrive(buffers.ahead))
-        cut_off(values, index, 0)
+        put(values, index, 0)
 
     def run_layer(index: Any, layer: Any, number: Any) -> None:
         """Runs a layer between the first and the head, counted from 0."""
@@ -168,7 +170,7 @@ def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, me: Any, num_items: 
         store = functools.partial(keep, lambda scene: arrays.activations.at[scene, layer], index)
         values = buffers.ring.multiply(number, pairs, WIDTH, begin=add_bias, meanwhile=store)
         plgpu.barrier_arrive(buffers.bias_free.at[which])
-        cut_off(values, index, layer + 1)
+        put(values, index, layer + 1)
 
     fetch(0)
     plgpu.barrier_wait(buffers.constants_here)

@@ -52,7 +52,7 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
         if plan.kind == "head":
             copy_gradient(arrays.gradient.at[scene, :, some], slot)
         elif plan.kind == "first":
-            copy_gradient(arrays.gradient.at[scene, plan.last_slot, some, :], slot)
+            copy_gradient(arrays.gradient.at[scene, plan.before % 2, some, :], slot)
         else:
             pl.when((step > 0) & (number == 0))(lambda: plgpu.barrier_wait(buffers.layer_done))
             pl.when(step == 0)(lambda: copy_gradient(arrays.gradient.at[scene, some, :], slot))
@@ -71,22 +71,22 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
 
     @pl.loop(0, plan.layers)
     def _(step: Any) -> None:
-        @pl.loop(0, place.count)
+        @pl.loop(0, place.length)
         def _(number: Any) -> None:
-            total = step * place.count + number
+            total = step * place.length + number
             slot = turn(total, plan.ring)
-            scene, _, inside, _ = plan.work.locate(place.begin + number)
-            some, full = plan.rows(step, inside), buffers.full.at[slot]
+            scene, some, is_first = plan.place(step, place, number)
+            full = buffers.full.at[slot]
             pl.when(total >= plan.ring)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
             if plan.kind == "first":
                 plgpu.copy_gmem_to_smem(arrays.inputs.at[scene, :, some], buffers.points.at[slot], full)
             else:
                 source = arrays.inputs.at[scene, plan.layers - 1 - step, some, _half(place.block)]
                 plgpu.copy_gmem_to_smem(source, buffers.left.at[slot], full)
-                pl.when((number == 0) | (inside == 0))(lambda: copy_kernel(step, scene, number))
+                pl.when(is_first)(lambda: copy_kernel(step, scene, number))
             copy_gradient_of(step, number, scene, some, slot)
 
-    drain(buffers.free, plan.ring, plan.layers * place.count)
+    drain(buffers.free, plan.ring, plan.layers * place.length)
     if plan.kind == "layer":
         plgpu.barrier_wait(buffers.layer_done)
 
@@ -114,7 +114,7 @@ def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> Non
         def sum_up(*totals: Any) -> None:
             @pl.loop(first, stop)
             def _(number: Any) -> None:
-                slot = turn(step * place.count + number, plan.ring)
+                slot = turn(step * place.length + number, plan.ring)
                 plgpu.barrier_wait(buffers.full.at[slot])
                 if plan.kind == "first":
                     plgpu.barrier_wait(buffers.made.at[slot])
@@ -136,7 +136,7 @@ def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
     """Makes a block's share of the first layer's inputs, of its slabs."""
     plgpu.barrier_wait(buffers.angles_here)
 
-    @pl.loop(place.me - CONSUMERS, place.count, step=plan.preparing)
+    @pl.loop(place.me - CONSUMERS, place.length, step=plan.preparing)
     def _(number: Any) -> None:
         slot = turn(number, plan.ring)
         plgpu.barrier_wait(buffers.full.at[slot])
@@ -178,7 +178,7 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
         def sum_up(*sums: Any) -> None:
             @pl.loop(first + turn(first + mine, plan.preparing), stop, step=plan.preparing)
             def _(number: Any) -> None:
-                slot = turn(step * place.count + number, plan.ring)
+                slot = turn(step * place.length + number, plan.ring)
                 plgpu.barrier_wait(buffers.full.at[slot])
                 values = _through(plan, buffers, slot)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -188,9 +188,9 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
                 for chunk, total in enumerate(sums):  # as matmuls: a sum across warps would go through shared memory
                     columns = out.at[:, pl.ds(chunk * CHUNK, CHUNK)]
                     plgpu.wgmma(total, columns.transpose((1, 0)), buffers.one.transpose((1, 0)))
-                scene, _, inside, _ = plan.work.locate(place.begin + number)
+                scene, some, _ = plan.place(step, place, number)
                 below = arrays.below.at[scene, turn(step, 2)] if plan.kind == "layer" else arrays.below.at[scene]
-                plgpu.copy_smem_to_gmem(out, below.at[plan.rows(step, inside), _half(place.block)])
+                plgpu.copy_smem_to_gmem(out, below.at[some, _half(place.block)])
 
             plgpu.wgmma_wait(0)
             for chunk, total in enumerate(sums):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmeta.kernels.launching import CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, tiled
-from jaxmeta.kernels.slabs import HALF, PAIR, Slabs
+from jaxmeta.kernels.slabs import HALF, PAIR, Place, Slabs
 
 Kind = Literal["head", "layer", "first"]
 """What a kernel goes through: the head, a layer, or the first layer, from which nothing goes on."""
@@ -24,21 +24,25 @@ class Plan(NamedTuple):
     """That the kernel goes through, from the last to the first of them."""
     first_row: int
     """Of their weights in the stacked ones; the head's are an array of their own."""
-    last_slot: int
-    """Of those that hold gradients in turns, that which the first layer's is in."""
+    before: int
+    """Passes through layers or the head that went before."""
 
     @property
     def outputs(self) -> int:
         """Of the layer, or the head's filled up."""
         return STRIPE if self.kind == "head" else WIDTH
 
-    def rows(self, step: Any, inside: Any) -> Any:
-        """Returns the rows of a scene's slab, from its place in the work.
+    def place(self, step: Any, place: Place, number: Any) -> tuple[Any, Any, Any]:
+        """Returns the scene and the rows of a pair's slab, and whether it is the first of a part.
 
-        Each pass begins where the one before ended, whose gradient is still in the cache.
+        Each pass goes through a part the other way round than the one before, whose last gradients are in the cache.
         """
-        descends = {"head": True, "layer": lax.rem(step, jnp.int32(2)) == 1, "first": self.last_slot == 0}[self.kind]
-        return pl.ds(jnp.where(descends, self.work.slabs - 1 - inside, inside) * TILE, TILE)
+        scene, _, inside, _ = self.work.locate(place.begin + number)
+        first = lax.max(inside - number, 0)
+        stop = lax.min(inside + place.length - number, self.work.slabs)
+        descends = lax.rem(self.before + step, 2) == 0
+        row = jnp.where(descends, first + stop - 1 - inside, inside) * TILE
+        return scene, pl.ds(row, TILE), inside == first
 
     @property
     def share(self) -> int:
@@ -67,7 +71,7 @@ class Arrays(NamedTuple):
     """In global memory."""
 
     gradient: Any
-    """Of the sums before relu; the head's, of its outputs, is transposed; the first layer's is in one of two slots."""
+    """Of the sums before relu, for the first layer in one of two slots; that of the head's outputs is transposed."""
     inputs: Any
     """Activations by layer; for the first layer points, which its kernel encodes."""
     weights: Any = None

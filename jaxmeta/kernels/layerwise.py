@@ -37,10 +37,9 @@ def _launch(
     filled = jnp.pad(gradient, ((0, 0), (0, STRIPE - num_outputs), (0, -num_rows % TILE)))
     wide = jnp.pad(head, ((0, 0), (0, 0), (0, DEPTH - num_outputs)))
     first_inputs, layers = angles.shape[2], activations.shape[1]
-    outer = _pass("head", num_rows, 1, filled, last[:, None], weights=wide)
-    inner = _pass("layer", num_rows, layers, outer["below"], activations, first_row=first_inputs, weights=weights)
-    slot, by_points = (layers - 1) % 2, by_dimension(points)
-    first = _pass("first", num_rows, 1, inner["below"], by_points, last_slot=slot, angles=angles[0])
+    outer = _pass("head", num_rows, 1, 0, filled, last[:, None], weights=wide)
+    inner = _pass("layer", num_rows, layers, 1, outer["below"], activations, first_inputs, weights=weights)
+    first = _pass("first", num_rows, 1, 1 + layers, inner["below"], by_dimension(points), angles=angles[0])
     products = [*first["products"], *inner["products"][::-1], outer["products"][0][..., :num_outputs]]
     return products, [*inner["sums"][::-1], *outer["sums"]]
 
@@ -49,18 +48,20 @@ def _pass(
     kind: Kind,
     num_rows: int,
     layers: int,
+    before: int,
     gradient: Array,
     inputs: Array,
-    *,
     first_row: int = 0,
-    last_slot: int = 0,
     **extra: Array,
 ) -> dict[str, Any]:
-    """Takes the gradient through one layer after another, or the head; its results are those of each."""
+    """Takes the gradient through the head, or through layers one after another, after so many passes before.
+
+    Its results are lists, by layer in that order, but for the gradient that goes on.
+    """
     num_scenes = len(inputs)
     num_inputs = extra["angles"].shape[1] if kind == "first" else WIDTH
     work = Slabs(num_scenes, 1, False, -(-num_rows // TILE))
-    plan = Plan(work, kind, num_inputs, layers, first_row, last_slot)
+    plan = Plan(work, kind, num_inputs, layers, first_row, before)
     parts = (layers, work.pairs, work.parts, PAIR)
     operands = {"gradient": gradient, "inputs": inputs, **extra}
     out_type = {"products": jax.ShapeDtypeStruct((*parts, plan.share, plan.outputs), jnp.float32)}

@@ -30,8 +30,8 @@ class Place(NamedTuple):
     end: Any
 
     @property
-    def count(self) -> Any:
-        """Of its slabs."""
+    def length(self) -> Any:
+        """How many these are."""
         return self.end - self.begin
 
 

@@ -102,7 +102,8 @@ def _launch(rows: Array, activations: Array, *gradients: Array) -> tuple[Array, 
 
 
 def _body(work: Slabs, *refs: Any, **scratch: Any) -> None:
-    arrays, buffers = _Arrays(*refs[:2], refs[2:-2], *refs[-2:]), _Buffers(**scratch)
+    rows, activations, *gradients, products, sums = refs
+    arrays, buffers = _Arrays(rows, activations, gradients, products, sums), _Buffers(**scratch)
     place = work.place()
     take_roles(
         place.me,
@@ -127,7 +128,7 @@ def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) ->
         source = arrays.gradients[index].at[scene, some, :]
         plgpu.copy_gmem_to_smem(source, buffers.right.at[slot], full, **shared)
 
-    @pl.loop(0, place.count)
+    @pl.loop(0, place.length)
     def _(number: Any) -> None:
         slot = turn(number, _RING)
         scene, layer, inside, _ = work.locate(place.begin + number)
@@ -135,7 +136,7 @@ def _copy_rows(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) ->
         for index in range(work.layers):
             pl.when(layer == index)(functools.partial(fetch, index, scene, inside, slot))
 
-    drain(buffers.free, _RING, place.count)
+    drain(buffers.free, _RING, place.length)
 
 
 def _multiply(work: Slabs, arrays: _Arrays, buffers: _Buffers, place: Place) -> None:
