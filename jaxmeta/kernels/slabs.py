@@ -125,7 +125,7 @@ class Slabs(NamedTuple):
         place = np.array([share + [0] * (most - len(share)) for share in shares], np.int32)
         there = np.array([[True] * len(share) + [False] * (most - len(share)) for share in shares])
         flat = parts.reshape(-1, *parts.shape[2:])
-        if there.all() and (place.ravel() == np.arange(len(flat))).all():  # cheaper than to gather them
+        if there.all() and np.array_equal(place.ravel(), np.arange(len(flat))):  # cheaper than to gather them
             total = jnp.sum(flat.reshape(*place.shape, *flat.shape[1:]), axis=1)
         else:
             is_there = there.reshape(there.shape + (1,) * (flat.ndim - 1))
