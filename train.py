@@ -65,6 +65,7 @@ def meta_learn(settings: TrainConfig) -> None:
         mesh,
         seed=settings.seed,
         num_inner_steps=settings.inner.num_steps,
+        scenes_at_once=settings.outer.scenes_at_once,
     )
     runfiles.check_run(settings)
     begin = starting.beginning(settings, signal.init)

@@ -122,6 +122,7 @@ def measure(
         mesh,
         seed=0,
         num_inner_steps=settings.inner.num_steps,
+        scenes_at_once=settings.outer.scenes_at_once,
     )
     views = devices.put(noise_views(max(num_scenes, mesh.size)), devices.replicated(mesh))
     state = devices.put(first_state(settings, signal.init(jax.random.key(0))), devices.replicated(mesh))

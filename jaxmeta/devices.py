@@ -17,9 +17,7 @@ from jaxtyping import PyTree
 from jaxmeta.errors import InputError, OutOfMemoryError
 
 _SIDE_BY_SIDE = "side by side"
-"""Axis of the scenes that one device takes at a time; `scenes` is that of the devices."""
-AT_A_TIME = 32
-"""Scenes that a device takes at most: of more, less would stay in its cache (row LL of the benchmarks)."""
+"""Axis of the scenes that one device takes at once; `scenes` is that of the devices."""
 
 
 def join_processes(
@@ -137,35 +135,38 @@ def apart(function: Callable[..., Any], mesh: Mesh, in_axes: tuple[int | None, .
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=by_device, check_vma=False)
 
 
-def over_scenes(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def over_scenes(function: Callable[..., Any], mesh: Mesh, *, at_once: int | None = None) -> Callable[..., Any]:
     """Returns `function(shared, a, b)` of one scene as a function of many, with `a` and `b` along their leading axis.
 
-    Each device runs it on its own scenes, side by side, or in groups of about the same size, one after another, where
-    they are more than `AT_A_TIME`.
+    Args:
+      function: of one scene.
+      mesh: shares the scenes.
+      at_once: how many a device takes side by side at most; the others follow in groups of about the same size. None
+        for all.
     """
     in_axes = (None, 0, 0)
     side_by_side = jax.vmap(function, in_axes, axis_name=_SIDE_BY_SIDE)
 
     def in_groups(shared: Any, a: Any, b: Any) -> Any:
         num_scenes = len(jax.tree.leaves((a, b))[0])
-        num_groups = max(1, -(-num_scenes // AT_A_TIME))
-        size = -(-num_scenes // num_groups)
-        if size == num_scenes:
+        if at_once is None or num_scenes <= at_once:
             return side_by_side(shared, a, b)
+        num_groups = -(-num_scenes // at_once)
+        size = -(-num_scenes // num_groups)
         whole = num_scenes // size * size
         groups = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), (a, b))
         done = jax.lax.map(lambda group: side_by_side(shared, *group), groups)
         done = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), done)
-        if whole == num_scenes:
-            return done
-        rest = side_by_side(shared, *jax.tree.map(lambda leaf: leaf[whole:], (a, b)))
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), done, rest)
+        if whole < num_scenes:
+            rest = side_by_side(shared, *jax.tree.map(lambda leaf: leaf[whole:], (a, b)))
+            done = jax.tree.map(lambda *parts: jnp.concatenate(parts), done, rest)
+        return done
 
     return apart(in_groups, mesh, in_axes)
 
 
 def scenes_side_by_side() -> int:
-    """Returns how many scenes a function that `over_scenes` runs is given on its device at a time; elsewhere 1."""
+    """Returns how many scenes a function that `over_scenes` runs is given on its device at once; elsewhere 1."""
     try:
         return jax.lax.axis_size(_SIDE_BY_SIDE)
     except NameError:
@@ -188,7 +189,7 @@ def compile_within_memory(function: Any, *arguments: Any) -> Any:
     if limit is not None and total > limit:
         raise OutOfMemoryError(
             f"the training step needs {total / 2**30:.1f} GiB, a device has {limit / 2**30:.1f} GiB; lower "
-            "--outer.num-scenes or --inner.num-rays, or keep the scenes off it: --data.residency host"
+            "--outer.scenes-at-once or --inner.num-rays, or keep the scenes off it: --data.residency host"
         )
     return compiled
 

@@ -77,7 +77,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         if isinstance(error, OSError) and error.errno in _STORAGE:
             _fail(f"a file could not be written ({first_line}); free some space", StorageError.exit_code)
         if "RESOURCE_EXHAUSTED" in str(error):
-            advice = "lower --outer.num-scenes, --inner.num-rays or --scenes-at-once"
+            advice = "lower --outer.scenes-at-once, --inner.num-rays or --scenes-at-once"
             _fail(f"a device ran out of memory ({first_line}); {advice}", OutOfMemoryError.exit_code)
         if type(error).__name__ == "JaxRuntimeError" and "--processes.join" in sys.argv:
             _tell(f"the processes broke off ({first_line}); the same command in each of them continues the run")

@@ -22,7 +22,7 @@ UNKNOWN_VERSION = f"jax {jax.__version__} is not one of {', '.join(f'{version}x'
 _ROWS = 8
 """The kernels' rows come in multiples of this; what is missing is filled up."""
 MANY = 2**16
-"""Four scenes of 128 rays of 128 samples, which are faster layer by layer than at once (row HH of the benchmarks)."""
+"""Four scenes of 128 rays of 128 samples: faster layer by layer than at once (rows HH, LL of the benchmarks)."""
 _TINY = 1e-30
 """Stands for a bias of zero."""
 

@@ -68,6 +68,7 @@ def make_train_steps(
     *,
     seed: int,
     num_inner_steps: int,
+    scenes_at_once: int | None = None,
 ) -> TrainSteps:
     """Returns a compiled function that takes meta-steps, `(state, batches, resident, sent=None) -> (state, metrics)`.
 
@@ -80,8 +81,9 @@ def make_train_steps(
       mesh: shares the scenes of a batch.
       seed: of every draw.
       num_inner_steps: of the inner loop.
+      scenes_at_once: how many a device adapts side by side at most; None for all.
     """
-    side_by_side = partial(over_scenes, mesh=mesh)
+    mapped = partial(over_scenes, mesh=mesh, at_once=scenes_at_once)
 
     def scene_keys(step: Array, slot: Array) -> Keys:
         scene_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), slot)
@@ -95,7 +97,7 @@ def make_train_steps(
         slots = jnp.arange(batch.shape[0])
         keys = jax.vmap(scene_keys, in_axes=(None, 0))(state.step, slots)
         counts = batch != FILLER
-        return meta_step(scene_gradient, optimiser, state, data, keys, counts, over_scenes=side_by_side)
+        return meta_step(scene_gradient, optimiser, state, data, keys, counts, over_scenes=mapped)
 
     @jax.jit
     def train_steps(

@@ -59,10 +59,9 @@ def test_a_function_knows_how_many_scenes_its_device_was_given(mesh8, mesh1):
 
 
 @pytest.mark.parametrize(("num_scenes", "sizes"), [(0, []), (4, [4]), (8, [4, 4]), (9, [3, 3, 3]), (10, [4, 4, 2])])
-def test_more_scenes_than_a_device_takes_at_a_time_go_in_groups(mesh1, monkeypatch, num_scenes, sizes):
-    monkeypatch.setattr(devices, "AT_A_TIME", 4)
+def test_more_scenes_than_a_device_takes_at_once_go_in_groups(mesh1, num_scenes, sizes):
     one, other = np.arange(num_scenes), {"a": jax.random.split(jax.random.key(0), num_scenes)}
-    run = over_scenes(lambda shared, a, b: (shared + a, b["a"], scenes_side_by_side()), mesh1)
+    run = over_scenes(lambda shared, a, b: (shared + a, b["a"], scenes_side_by_side()), mesh1, at_once=4)
     total, keys, together = jax.jit(run)(3, one, other)
     np.testing.assert_array_equal(total, 3 + one)
     assert jnp.array_equal(keys, other["a"])

@@ -32,7 +32,7 @@ ENDS = {
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7 bytes.\nmore"),
         5,
         "error: a device ran out of memory (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7 bytes.); "
-        "lower --outer.num-scenes, --inner.num-rays or --scenes-at-once",
+        "lower --outer.scenes-at-once, --inner.num-rays or --scenes-at-once",
     ),
     "unexpected": (ValueError("this\nand that"), 1, "error: unexpected: ValueError: this; --debug shows where"),
     "unexpected and silent": (KeyError(), 1, "error: unexpected: KeyError: KeyError; --debug shows where"),

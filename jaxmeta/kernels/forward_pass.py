@@ -89,7 +89,7 @@ def body(plan: Plan, *refs: Any, slots: Any, full: Any, free: Any, **scratch: An
     me, num_items = lax.axis_index("warpgroup"), plan.work.num_items()
     take_roles(
         me,
-        (CONSUMERS, 232, lambda: _multiply(plan, arrays, buffers, me, num_items)),
+        (CONSUMERS, 232, lambda: _multiply(_Tile(plan, arrays, buffers, me, num_items))),
         (1, 40, lambda: _copy_weights(plan, arrays, buffers, num_items)),
     )
 
@@ -120,79 +120,102 @@ def _copy_weights(plan: Plan, arrays: Arrays, buffers: Buffers, num_items: Any) 
     drain(buffers.bias_free, 2, num_items * plan.layers)
 
 
-def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, me: Any, num_items: Any) -> None:
-    """Takes a warpgroup's tile of each item of the block through all layers."""
-    tile, points, here = buffers.tiles.at[me], buffers.points.at[me], buffers.points_here.at[me]
+class _Tile(NamedTuple):
+    """A warpgroup's tile, and what becomes of it."""
 
-    def fetch(index: Any) -> None:
-        scene, some = plan.work.place(index, me)
-        plgpu.copy_gmem_to_smem(arrays.points.at[scene, :, some], points, here)
+    plan: Plan
+    arrays: Arrays
+    buffers: Buffers
+    me: Any
+    num_items: Any
 
-    def keep(of_scene: Callable[[Any], Any], index: Any) -> None:
+    @property
+    def here(self) -> Any:
+        """In shared memory."""
+        return self.buffers.tiles.at[self.me]
+
+    def fetch(self, index: Any) -> None:
+        """Starts the copy of an item's points."""
+        scene, some = self.plan.work.place(index, self.me)
+        target, arrived = self.buffers.points.at[self.me], self.buffers.points_here.at[self.me]
+        plgpu.copy_gmem_to_smem(self.arrays.points.at[scene, :, some], target, arrived)
+
+    def keep(self, of_scene: Callable[[Any], Any], index: Any) -> None:
         """Starts the copy of the tile to its rows of what is kept of its scene."""
-        scene, some = plan.work.place(index, me)
-        if plan.keep:
-            plgpu.copy_smem_to_gmem(tile, of_scene(scene).at[some, :])
+        scene, some = self.plan.work.place(index, self.me)
+        if self.plan.keep:
+            plgpu.copy_smem_to_gmem(self.here, of_scene(scene).at[some, :])
 
-    def put(values: Any, index: Any, layer: Any) -> None:
+    def put(self, values: Any, index: Any, layer: Any) -> None:
         """Writes relu of a layer's sums into the tile."""
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        if plan.mark:
-            scene, some = plan.work.place(index, me)
-            arrays.cut.at[scene, layer, some, :][...] = _signs(values)
+        if self.plan.mark:
+            scene, some = self.plan.work.place(index, self.me)
+            self.arrays.cut.at[scene, layer, some, :][...] = _signs(values)
         for k in range(WIDTH // CHUNK):
             rounded = columns_of(values, k * CHUNK, CHUNK).astype(jnp.bfloat16)
-            tile[:, pl.ds(k * CHUNK, CHUNK)] = jnp.maximum(rounded, 0.0)
+            self.here[:, pl.ds(k * CHUNK, CHUNK)] = jnp.maximum(rounded, 0.0)
         plgpu.commit_smem()
 
-    def run_first(index: Any, number: Any) -> None:
+    def run_first(self, index: Any, number: Any) -> None:
         """Encodes the points and runs the first layer, whose bias is among its weights."""
-        plgpu.barrier_wait(here)
+        plan, buffers = self.plan, self.buffers
+        plgpu.barrier_wait(buffers.points_here.at[self.me])
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         for k in range(plan.chunks[0]):
-            tile[:, pl.ds(k * CHUNK, CHUNK)] = encode_chunk(points, buffers.angles, k * CHUNK)
+            encoded = encode_chunk(buffers.points.at[self.me], buffers.angles, k * CHUNK)
+            self.here[:, pl.ds(k * CHUNK, CHUNK)] = encoded
         plgpu.commit_smem()
-        pl.when(index + 1 < num_items)(lambda: fetch(index + 1))
-        values = buffers.ring.multiply(number, _pairs(tile, plan.chunks[0]), WIDTH)
+        pl.when(index + 1 < self.num_items)(lambda: self.fetch(index + 1))
+        values = buffers.ring.multiply(number, _pairs(self.here, plan.chunks[0]), WIDTH)
         if not plan.mark:
-            pl.when((me == 0) & (index == 0))(lambda: plgpu.barrier_arrive(buffers.ahead))
-        put(values, index, 0)
+            pl.when((self.me == 0) & (index == 0))(lambda: plgpu.barrier_arrive(buffers.ahead))
+        self.put(values, index, 0)
 
-    def run_layer(index: Any, layer: Any, number: Any) -> None:
+    def run_layer(self, index: Any, layer: Any, number: Any) -> None:
         """Runs a layer between the first and the head, counted from 0."""
-        which = turn(index * plan.layers + layer, 2)
+        buffers = self.buffers
+        which = turn(index * self.plan.layers + layer, 2)
 
         def add_bias(total: Any) -> None:
             plgpu.barrier_wait(buffers.bias_here.at[which])
             plgpu.wgmma(total, buffers.ones, buffers.bias.at[which].transpose((1, 0)))
 
-        pairs = _pairs(tile, WIDTH // CHUNK)
-        store = functools.partial(keep, lambda scene: arrays.activations.at[scene, layer], index)
+        pairs = _pairs(self.here, WIDTH // CHUNK)
+        store = functools.partial(self.keep, lambda scene: self.arrays.activations.at[scene, layer], index)
         values = buffers.ring.multiply(number, pairs, WIDTH, begin=add_bias, meanwhile=store)
         plgpu.barrier_arrive(buffers.bias_free.at[which])
-        put(values, index, layer + 1)
+        self.put(values, index, layer + 1)
 
-    fetch(0)
+    def run_head(self, index: Any, number: Any) -> None:
+        """Runs the head and writes its outputs."""
+        scene, some = self.plan.work.place(index, self.me)
+        store = functools.partial(self.keep, lambda scene: self.arrays.last.at[scene], index)
+        pairs = [functools.partial(_head, self.here)]
+        outputs = self.buffers.ring.multiply(number, pairs, STRIPE, meanwhile=store)
+        self.arrays.outputs.at[scene, some, :][...] = outputs
+
+
+def _multiply(tile: _Tile) -> None:
+    """Takes a warpgroup's tile of each item of the block through all layers."""
+    plan, buffers = tile.plan, tile.buffers
+    tile.fetch(0)
     plgpu.barrier_wait(buffers.constants_here)
     if not plan.mark:  # with few points there is hardly an item more
         # One multiplies while the other is between two layers, as long as the ring lets it stay behind.
-        pl.when(me > 0)(lambda: plgpu.barrier_wait(buffers.ahead))
+        pl.when(tile.me > 0)(lambda: plgpu.barrier_wait(buffers.ahead))
 
-    @pl.loop(0, num_items)
+    @pl.loop(0, tile.num_items)
     def _(index: Any) -> None:
         number = index * plan.slices
-        run_first(index, number)
+        tile.run_first(index, number)
         number += plan.chunks[0]
 
         @pl.loop(0, plan.layers)  # unrolled it would need more registers than there are
         def _(layer: Any) -> None:
-            run_layer(index, layer, number + layer * (WIDTH // CHUNK))
+            tile.run_layer(index, layer, number + layer * (WIDTH // CHUNK))
 
-        number += plan.layers * (WIDTH // CHUNK)
-        scene, some = plan.work.place(index, me)
-        store = functools.partial(keep, lambda scene: arrays.last.at[scene], index)
-        pairs = [functools.partial(_head, tile)]
-        arrays.outputs.at[scene, some, :][...] = buffers.ring.multiply(number, pairs, STRIPE, meanwhile=store)
+        tile.run_head(index, number + plan.layers * (WIDTH // CHUNK))
 
     plgpu.wait_smem_to_gmem(0)
 

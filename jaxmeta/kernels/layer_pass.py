@@ -39,25 +39,6 @@ def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
 def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     """Copies a block's share of each slab's inputs, or its points; half of its gradient, for both blocks; weights."""
 
-    def copy_gradient(source: Any, slot: Any) -> None:
-        full, target = buffers.full.at[slot], buffers.right.at[slot]
-        if plan.kind == "head":
-            plgpu.copy_gmem_to_smem(source, target, full)
-            for start in range(0, DEPTH, STRIPE):  # twice, for the matmul is that deep; the second meets zeros
-                plgpu.copy_gmem_to_smem(source, buffers.narrow.at[slot, pl.ds(start, STRIPE), :], full)
-        else:
-            plgpu.copy_gmem_to_smem(source, target, full, collective_axes="block")
-
-    def copy_gradient_of(step: Any, number: Any, scene: Any, some: Any, slot: Any) -> None:
-        if plan.kind == "head":
-            copy_gradient(arrays.gradient.at[scene, :, some], slot)
-        elif plan.kind == "first":
-            copy_gradient(arrays.gradient.at[scene, plan.before % 2, some, :], slot)
-        else:
-            pl.when((step > 0) & (number == 0))(lambda: plgpu.barrier_wait(buffers.layer_done))
-            pl.when(step == 0)(lambda: copy_gradient(arrays.gradient.at[scene, some, :], slot))
-            pl.when(step > 0)(lambda: copy_gradient(arrays.below.at[scene, turn(step - 1, 2), some, :], slot))
-
     def copy_kernel(step: Any, scene: Any, number: Any) -> None:
         pl.when((step > 0) | (number > 0))(lambda: plgpu.barrier_wait(buffers.kernel_free))
         first_row = plan.first_row + (plan.layers - 1 - step) * WIDTH + place.block * HALF
@@ -84,11 +65,32 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
                 source = arrays.inputs.at[scene, plan.layers - 1 - step, some, _half(place.block)]
                 plgpu.copy_gmem_to_smem(source, buffers.left.at[slot], full)
                 pl.when(is_first)(lambda: copy_kernel(step, scene, number))
-            copy_gradient_of(step, number, scene, some, slot)
+            if plan.kind == "layer":  # the pair has yet to write what the next layer begins with
+                pl.when((step > 0) & (number == 0))(lambda: plgpu.barrier_wait(buffers.layer_done))
+            _copy_gradient(plan, arrays, buffers, step, scene, some, slot)
 
     drain(buffers.free, plan.ring, plan.layers * place.length)
     if plan.kind == "layer":
         plgpu.barrier_wait(buffers.layer_done)
+
+
+def _copy_gradient(plan: Plan, arrays: Arrays, buffers: Buffers, step: Any, scene: Any, some: Any, slot: Any) -> None:
+    """Copies a slab's gradient from where the pass before wrote it."""
+    full, target = buffers.full.at[slot], buffers.right.at[slot]
+
+    def share(source: Any) -> None:
+        plgpu.copy_gmem_to_smem(source, target, full, collective_axes="block")
+
+    if plan.kind == "head":
+        source = arrays.gradient.at[scene, :, some]
+        plgpu.copy_gmem_to_smem(source, target, full)
+        for start in range(0, DEPTH, STRIPE):  # twice, for the matmul is that deep; the second meets zeros
+            plgpu.copy_gmem_to_smem(source, buffers.narrow.at[slot, pl.ds(start, STRIPE), :], full)
+    elif plan.kind == "first":
+        share(arrays.gradient.at[scene, plan.before % 2, some, :])
+    else:
+        pl.when(step == 0)(lambda: share(arrays.gradient.at[scene, some, :]))
+        pl.when(step > 0)(lambda: share(arrays.below.at[scene, turn(step - 1, 2), some, :]))
 
 
 def _half(index: Any) -> Any:
