@@ -60,8 +60,8 @@ class OuterConfig:
     num_scenes: int = 4
     """Scenes adapted in each meta-step, spread over the devices."""
     scenes_at_once: int | None = 32
-    """Scenes that a device adapts side by side; the others of its share follow in groups of about the same size. Fewer
-    need less memory; with more than 32 large ones less stays in a GPU's cache. None for all."""
+    """Scenes that a device adapts side by side; more go in groups. Fewer need less memory; of more than 32 large ones
+    less stays in a GPU's cache. None for all."""
     learning_rate: float = 5e-4
     """Peak learning rate of Adam."""
     schedule: Literal["constant", "cosine"] = "constant"

@@ -24,6 +24,7 @@ _FREE_TO_CHANGE = (
     "log_every",
     "checkpoint_every",
     "inner.unroll",
+    "outer.scenes_at_once",
     "field.implementation",
     "processes.",
 )

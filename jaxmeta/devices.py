@@ -141,8 +141,8 @@ def over_scenes(function: Callable[..., Any], mesh: Mesh, *, at_once: int | None
     Args:
       function: of one scene.
       mesh: shares the scenes.
-      at_once: how many a device takes side by side at most; the others follow in groups of about the same size. None
-        for all.
+      at_once: how many a device takes side by side at most; more go in groups of one size, and a smaller one last, for
+        which XLA compiles the function again. None for all.
     """
     in_axes = (None, 0, 0)
     side_by_side = jax.vmap(function, in_axes, axis_name=_SIDE_BY_SIDE)
@@ -189,7 +189,8 @@ def compile_within_memory(function: Any, *arguments: Any) -> Any:
     if limit is not None and total > limit:
         raise OutOfMemoryError(
             f"the training step needs {total / 2**30:.1f} GiB, a device has {limit / 2**30:.1f} GiB; lower "
-            "--outer.scenes-at-once or --inner.num-rays, or keep the scenes off it: --data.residency host"
+            "--outer.scenes-at-once (below its share of the batch) or --inner.num-rays, or keep the scenes off it: "
+            "--data.residency host"
         )
     return compiled
 

@@ -22,7 +22,7 @@ UNKNOWN_VERSION = f"jax {jax.__version__} is not one of {', '.join(f'{version}x'
 _ROWS = 8
 """The kernels' rows come in multiples of this; what is missing is filled up."""
 MANY = 2**16
-"""Four scenes of 128 rays of 128 samples: faster layer by layer than at once (rows HH, LL of the benchmarks)."""
+"""Four scenes of 128 rays of 128 samples: faster layer by layer (row HH of the benchmarks), as three are not (LL)."""
 _TINY = 1e-30
 """Stands for a bias of zero."""
 
@@ -32,7 +32,7 @@ def fused_apply(field: RadianceField, *, many: int = MANY) -> Callable[[Params, 
 
     Args:
       field: has what it takes, see `obstacle`.
-      many: points of all scenes of a device from which on its gradients come of the kernels for many.
+      many: points of all scenes that a device takes at once from which on gradients come of the kernels for many.
     """
 
     def apply(params: Params, points: Float[Array, "*points 3"]) -> Any:

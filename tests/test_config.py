@@ -171,7 +171,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content, wanted):
 @pytest.mark.parametrize(
     ("flag", "value"),
     [("run", Path("b")), ("data.root", Path("b")), ("validation.every", 1), ("log-every", 1), ("checkpoint-every", 1),
-     ("inner.unroll", 4), ("outer.num-steps", 9)],
+     ("inner.unroll", 4), ("outer.scenes-at-once", 4), ("outer.num-steps", 9)],
 )  # fmt: skip
 def test_what_may_change_when_a_run_continues(flag, value):
     assert configfiles.differences(TrainConfig(), changed(TrainConfig(), flag, value)) == []

@@ -128,7 +128,11 @@ def test_t2_a_run_that_is_too_short_for_that_does_not_end_well_either(commands, 
 def test_t4_what_does_not_fit_is_refused_with_numbers(commands, tmp_path):
     fault = "import jaxmeta.devices as m; m.memory_limit = lambda: 1000"
     done = commands.train(tmp_path / "run", fault=fault, **STEPS)
-    ended(done, 5, "GiB, a device has 0.0 GiB; lower --outer.scenes-at-once or --inner.num-rays")
+    ended(
+        done,
+        5,
+        "GiB, a device has 0.0 GiB; lower --outer.scenes-at-once (below its share of the batch) or --inner.num-rays",
+    )
     assert steps(tmp_path / "run") == [] and not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -1,5 +1,6 @@
 """The kernels, run by Pallas's interpreter, against the field that XLA runs and against float64."""
 
+import inspect
 import os
 import pickle
 import subprocess
@@ -21,7 +22,7 @@ FIELD = RadianceField(**SIZES, compute_dtype=jnp.bfloat16)
 SCENES, POINTS = 3, 198  # four slabs of 64 rows each, the last in part, so that two pairs of blocks share a scene
 CASES = {
     "few points": (FIELD, fused.MANY),
-    "many points": (FIELD, 0),
+    "many points": (FIELD.clone(depth=4), 0),
     "many, 256 inputs": (FIELD.clone(depth=2, num_frequencies=22), 0),
 }
 THREADS = "48"  # The interpreter needs one for each warpgroup of the machine that it plays, and waits forever for more.
@@ -117,8 +118,8 @@ def test_the_encoding_of_the_kernels_is_that_of_the_field():
         exact = positional_encoding(
             wide, num_frequencies=field.num_frequencies, max_log2_frequency=field.max_log2_frequency
         )
-    turns = encoding.table(field.num_frequencies, field.max_log2_frequency)
-    rows = np.float64(jax.jit(encoding.encode)(list(points.T[:, :, None]), list(turns[:, None, :])))
+    angles = encoding.table(field.num_frequencies, field.max_log2_frequency)
+    rows = np.float64(jax.jit(encoding.encode)(list(points.T[:, :, None]), list(angles[:, None, :])))
     np.testing.assert_allclose(rows[:, : exact.shape[1]], exact, atol=2**-9 + 1e-4)
     np.testing.assert_array_equal(rows[:, exact.shape[1] :], 1.0)
 
@@ -164,6 +165,15 @@ def test_a_slab_always_has_the_same_warpgroup_in_its_place_of_the_ring():
     for kind, inputs in [("head", 256), ("layer", 256), ("first", 128), ("first", 256)]:
         plan = Plan(Slabs(1, 1, False, 4), kind, inputs, 1, 0, 0)
         assert plan.ring % plan.preparing == 0
+
+
+@needs_interpreter
+def test_pallas_waits_for_the_whole_warpgroup_where_the_kernels_rely_on_it():
+    from jax.experimental.mosaic.gpu import LaunchContext
+    from jax.experimental.mosaic.gpu.utils import commit_shared
+
+    for function in (commit_shared, LaunchContext.await_async_copy):  # of commit_smem and of wait_smem_to_gmem
+        assert "warpgroup_barrier()" in inspect.getsource(function)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from jaxmeta.kernels.launching import (
     tiled,
     turn,
 )
-from jaxmeta.kernels.layers import RING, Ring, Work, load, store, unpack
+from jaxmeta.kernels.layers import RING, Ring, Work, load, unpack
 
 
 def backward(
@@ -155,7 +155,7 @@ def _multiply(plan: _Plan, arrays: _Arrays, buffers: _Buffers, me: Any, num_item
         _cut(values, buffers.words.at[me, which], tile)
         fetch_words(total + 2)
         for one, target in enumerate(reversed(arrays.out)):
-            pl.when(step == one)(lambda target=target: store(tile, target.at[scene, some, :]))
+            pl.when(step == one)(lambda target=target: _store(tile, target.at[scene, some, :]))
 
     fetch(0)
     fetch_words(jnp.int32(0))
@@ -182,6 +182,13 @@ def _cut(values: Any, words: Any, tile: Any) -> None:
     for k in range(WIDTH // CHUNK):
         tile[k] = unpack(values, k, word).astype(jnp.bfloat16)
     plgpu.commit_smem()
+
+
+def _store(tile: Any, target: Any) -> None:
+    """Starts the copy of a tile's chunks to rows in global memory."""
+    for k in range(tile.shape[0]):
+        columns = pl.ds(k * CHUNK, CHUNK)
+        plgpu.copy_smem_to_gmem(tile.at[k], target.at[:, columns], commit_group=k + 1 == tile.shape[0])
 
 
 _backward = over_scenes(_launch)

@@ -21,8 +21,8 @@ _MULTIPLE = 128
 def table(num_frequencies: int, max_log2_frequency: float) -> Float[np.ndarray, "4 columns"]:
     """Returns what makes `encoding.positional_encoding` of a point: radians for a unit of x, y and z, and radians more.
 
-    All columns are sines. Those beyond the encoding's are the sine of a quarter turn: the ones stand before weights of
-    zero, whose gradient is then that of the first layer's bias.
+    All columns are sines. Those beyond the encoding's are the sine of a quarter turn: ones before the first layer's
+    bias, in two parts, and zeros. The gradient there is that of the bias.
     """
     frequencies = positional_frequencies(num_frequencies, max_log2_frequency)
     num_features = 6 * num_frequencies
@@ -41,7 +41,10 @@ def by_dimension(points: Float[Array, "scenes rows 3"]) -> Float[Array, "scenes 
 
 
 def encode(points: Iterable[Any], angles: Iterable[Any]) -> BFloat16[Array, "*_"]:
-    """Returns the sines, to 1e-4 for coordinates up to 4, which is below what bfloat16 can tell.
+    """Returns the sines.
+
+    By the hardware's in a kernel: off by up to 1.2e-4 for coordinates up to 4 and frequencies up to 2^8, as measured;
+    rounding moves them by up to 2e-3.
 
     Args:
       points: arrays of x, y and z.

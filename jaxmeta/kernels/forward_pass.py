@@ -130,7 +130,7 @@ class _Tile(NamedTuple):
     num_items: Any
 
     @property
-    def here(self) -> Any:
+    def buffer(self) -> Any:
         """In shared memory."""
         return self.buffers.tiles.at[self.me]
 
@@ -144,7 +144,7 @@ class _Tile(NamedTuple):
         """Starts the copy of the tile to its rows of what is kept of its scene."""
         scene, some = self.plan.work.place(index, self.me)
         if self.plan.keep:
-            plgpu.copy_smem_to_gmem(self.here, of_scene(scene).at[some, :])
+            plgpu.copy_smem_to_gmem(self.buffer, of_scene(scene).at[some, :])
 
     def put(self, values: Any, index: Any, layer: Any) -> None:
         """Writes relu of a layer's sums into the tile."""
@@ -154,7 +154,7 @@ class _Tile(NamedTuple):
             self.arrays.cut.at[scene, layer, some, :][...] = _signs(values)
         for k in range(WIDTH // CHUNK):
             rounded = columns_of(values, k * CHUNK, CHUNK).astype(jnp.bfloat16)
-            self.here[:, pl.ds(k * CHUNK, CHUNK)] = jnp.maximum(rounded, 0.0)
+            self.buffer[:, pl.ds(k * CHUNK, CHUNK)] = jnp.maximum(rounded, 0.0)
         plgpu.commit_smem()
 
     def run_first(self, index: Any, number: Any) -> None:
@@ -164,10 +164,10 @@ class _Tile(NamedTuple):
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         for k in range(plan.chunks[0]):
             encoded = encode_chunk(buffers.points.at[self.me], buffers.angles, k * CHUNK)
-            self.here[:, pl.ds(k * CHUNK, CHUNK)] = encoded
+            self.buffer[:, pl.ds(k * CHUNK, CHUNK)] = encoded
         plgpu.commit_smem()
         pl.when(index + 1 < self.num_items)(lambda: self.fetch(index + 1))
-        values = buffers.ring.multiply(number, _pairs(self.here, plan.chunks[0]), WIDTH)
+        values = buffers.ring.multiply(number, _pairs(self.buffer, plan.chunks[0]), WIDTH)
         if not plan.mark:
             pl.when((self.me == 0) & (index == 0))(lambda: plgpu.barrier_arrive(buffers.ahead))
         self.put(values, index, 0)
@@ -181,7 +181,7 @@ class _Tile(NamedTuple):
             plgpu.barrier_wait(buffers.bias_here.at[which])
             plgpu.wgmma(total, buffers.ones, buffers.bias.at[which].transpose((1, 0)))
 
-        pairs = _pairs(self.here, WIDTH // CHUNK)
+        pairs = _pairs(self.buffer, WIDTH // CHUNK)
         store = functools.partial(self.keep, lambda scene: self.arrays.activations.at[scene, layer], index)
         values = buffers.ring.multiply(number, pairs, WIDTH, begin=add_bias, meanwhile=store)
         plgpu.barrier_arrive(buffers.bias_free.at[which])
@@ -191,7 +191,7 @@ class _Tile(NamedTuple):
         """Runs the head and writes its outputs."""
         scene, some = self.plan.work.place(index, self.me)
         store = functools.partial(self.keep, lambda scene: self.arrays.last.at[scene], index)
-        pairs = [functools.partial(_head, self.here)]
+        pairs = [functools.partial(_head, self.buffer)]
         outputs = self.buffers.ring.multiply(number, pairs, STRIPE, meanwhile=store)
         self.arrays.outputs.at[scene, some, :][...] = outputs
 

@@ -66,8 +66,9 @@ def call(
         lambda *refs: pl.run_scoped(functools.partial(body, *refs), collective_axes="warpgroup", **scratch),
         out_type=out_type,
         kernel_name=name,
-        # Where a thread's use of shared memory needs the others to have come so far, a wait for copies or a commit
-        # stands before it; barriers around every use, which Pallas would add, cost forward 2 %.
+        # Where a thread's use of shared memory needs the others to have come so far, `wait_smem_to_gmem` or
+        # `commit_smem` stands before it: both have the warpgroup wait for all of its threads, though Pallas does not
+        # promise it. Its own barriers around every use cost forward 2 %.
         compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=0, approx_math=True, unsafe_no_auto_barriers=True),
         num_threads=warpgroups,
         thread_name="warpgroup",

@@ -1,4 +1,4 @@
-"""The kernel that takes gradients back through a layer: to its weights, and on to the layer below."""
+"""The kernel that takes gradients back through layers: to their weights, and on to the layer below."""
 
 import functools
 from typing import Any
@@ -14,7 +14,7 @@ from jaxmeta.kernels.layers import load
 from jaxmeta.kernels.slabs import HALF, Place
 
 _HUGE = 2.0**126
-"""Times this the smallest normal number is one."""
+"""Times this the smallest normal number is one. What comes back to a unit that relu cut off is multiplied by zero."""
 
 
 def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
@@ -48,7 +48,7 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     if plan.kind == "first":
         plgpu.copy_gmem_to_smem(arrays.angles, buffers.angles, buffers.angles_here)
     else:
-        plgpu.copy_gmem_to_smem(arrays.ones, buffers.one, buffers.one_here)
+        plgpu.copy_gmem_to_smem(arrays.ones, buffers.ones, buffers.ones_here)
 
     @pl.loop(0, plan.layers)
     def _(step: Any) -> None:
@@ -56,7 +56,7 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
         def _(number: Any) -> None:
             total = step * place.length + number
             slot = turn(total, plan.ring)
-            scene, some, is_first = plan.place(step, place, number)
+            scene, some, is_first = plan.rows_of(step, place, number)
             full = buffers.full.at[slot]
             pl.when(total >= plan.ring)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
             if plan.kind == "first":
@@ -65,7 +65,9 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
                 source = arrays.inputs.at[scene, plan.layers - 1 - step, some, _half(place.block)]
                 plgpu.copy_gmem_to_smem(source, buffers.left.at[slot], full)
                 pl.when(is_first)(lambda: copy_kernel(step, scene, number))
-            if plan.kind == "layer":  # the pair has yet to write what the next layer begins with
+            if plan.kind == "layer":
+                # What the next layer begins with the pair has just written, by copies that are done when it says so.
+                # That each block sees the other's rests on the cache alone, through which all copies go.
                 pl.when((step > 0) & (number == 0))(lambda: plgpu.barrier_wait(buffers.layer_done))
             _copy_gradient(plan, arrays, buffers, step, scene, some, slot)
 
@@ -75,7 +77,7 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
 
 
 def _copy_gradient(plan: Plan, arrays: Arrays, buffers: Buffers, step: Any, scene: Any, some: Any, slot: Any) -> None:
-    """Copies a slab's gradient from where the pass before wrote it."""
+    """Copies a slab's gradient: the head's, or what the pass before wrote."""
     full, target = buffers.full.at[slot], buffers.right.at[slot]
 
     def share(source: Any) -> None:
@@ -189,8 +191,8 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
                 plgpu.barrier_arrive(buffers.free.at[slot])
                 for chunk, total in enumerate(sums):  # as matmuls: a sum across warps would go through shared memory
                     columns = out.at[:, pl.ds(chunk * CHUNK, CHUNK)]
-                    plgpu.wgmma(total, columns.transpose((1, 0)), buffers.one.transpose((1, 0)))
-                scene, some, _ = plan.place(step, place, number)
+                    plgpu.wgmma(total, columns.transpose((1, 0)), buffers.ones.transpose((1, 0)))
+                scene, some, _ = plan.rows_of(step, place, number)
                 below = arrays.below.at[scene, turn(step, 2)] if plan.kind == "layer" else arrays.below.at[scene]
                 plgpu.copy_smem_to_gmem(out, below.at[some, _half(place.block)])
 
@@ -201,7 +203,7 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
         pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * (HALF // CHUNK))
         plgpu.barrier_arrive(buffers.kernel_free)
 
-    plgpu.barrier_wait(buffers.one_here)
+    plgpu.barrier_wait(buffers.ones_here)
 
     @pl.loop(0, plan.layers)
     def _(step: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the kernel of one layer's gradients has to do, and what it keeps where."""
+"""What a kernel of layers' gradients has to do, and what it keeps where."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ from jaxmeta.kernels.launching import CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, til
 from jaxmeta.kernels.slabs import HALF, PAIR, Place, Slabs
 
 Kind = Literal["head", "layer", "first"]
-"""What a kernel goes through: the head, a layer, or the first layer, from which nothing goes on."""
+"""What a kernel goes through: the head, the layers between, or the first layer, from which nothing goes on."""
 
 
 class Plan(NamedTuple):
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
         """Of the layer, or the head's filled up."""
         return STRIPE if self.kind == "head" else WIDTH
 
-    def place(self, step: Any, place: Place, number: Any) -> tuple[Any, Any, Any]:
+    def rows_of(self, step: Any, place: Place, number: Any) -> tuple[Any, Any, Any]:
         """Returns the scene and the rows of a pair's slab, and whether it is the first of a part.
 
         Each pass goes through a part the other way round than the one before, whose last gradients are in the cache.
@@ -97,8 +97,8 @@ class Buffers(NamedTuple):
     kernel_free: Any = None
     layer_done: Any = None
     out: Any = None
-    one: Any = None
-    one_here: Any = None
+    ones: Any = None
+    ones_here: Any = None
     points: Any = None
     angles: Any = None
     angles_here: Any = None
@@ -131,6 +131,6 @@ class Buffers(NamedTuple):
             "kernel_here": plgpu.Barrier(),
             "kernel_free": plgpu.Barrier(num_arrivals=plan.preparing),
             "out": tiled((plan.preparing, TILE, HALF)),
-            "one": tiled((STRIPE, TILE)),
-            "one_here": plgpu.Barrier(),
+            "ones": tiled((STRIPE, TILE)),
+            "ones_here": plgpu.Barrier(),
         }

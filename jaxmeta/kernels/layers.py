@@ -159,10 +159,3 @@ def columns_of(values: Any, start: int, count: int) -> Any:
 def load(ref: Any, layout: Any, *, optimized: bool = True) -> Any:
     """Returns a part of shared memory in registers."""
     return plgpu.load(ref, layout=layout, optimized=optimized)  # pyright: ignore[reportCallIssue]  # jax 0.10 differs
-
-
-def store(tile: Any, target: Any) -> None:
-    """Starts the copy of a tile's chunks to rows in global memory."""
-    for k in range(tile.shape[0]):
-        columns = pl.ds(k * CHUNK, CHUNK)
-        plgpu.copy_smem_to_gmem(tile.at[k], target.at[:, columns], commit_group=k + 1 == tile.shape[0])
