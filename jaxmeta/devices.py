@@ -147,6 +147,7 @@ def over_scenes(function: Callable[..., Any], mesh: Mesh, *, at_once: int | None
     in_axes = (None, 0, 0)
     side_by_side = jax.vmap(function, in_axes, axis_name=_SIDE_BY_SIDE)
 
+    @functools.wraps(function)  # for its name in what XLA tells
     def in_groups(shared: Any, a: Any, b: Any) -> Any:
         num_scenes = len(jax.tree.leaves((a, b))[0])
         if at_once is None or num_scenes <= at_once:
