@@ -140,11 +140,12 @@ class _Tile(NamedTuple):
         target, arrived = self.buffers.points.at[self.me], self.buffers.points_here.at[self.me]
         plgpu.copy_gmem_to_smem(self.arrays.points.at[scene, :, some], target, arrived)
 
-    def keep(self, of_scene: Callable[[Any], Any], index: Any) -> None:
-        """Starts the copy of the tile to its rows of what is kept of its scene."""
-        scene, some = self.plan.work.place(index, self.me)
+    def keep(self, index: Any, layer: Any = None) -> None:
+        """Starts the copy of the tile to the activations of a layer, the last if none is given, if they are kept."""
         if self.plan.keep:
-            plgpu.copy_smem_to_gmem(self.buffer, of_scene(scene).at[some, :])
+            scene, some = self.plan.work.place(index, self.me)
+            kept = self.arrays.last.at[scene] if layer is None else self.arrays.activations.at[scene, layer]
+            plgpu.copy_smem_to_gmem(self.buffer, kept.at[some, :])
 
     def put(self, values: Any, index: Any, layer: Any) -> None:
         """Writes relu of a layer's sums into the tile."""
@@ -181,18 +182,16 @@ class _Tile(NamedTuple):
             plgpu.barrier_wait(buffers.bias_here.at[which])
             plgpu.wgmma(total, buffers.ones, buffers.bias.at[which].transpose((1, 0)))
 
-        pairs = _pairs(self.buffer, WIDTH // CHUNK)
-        store = functools.partial(self.keep, lambda scene: self.arrays.activations.at[scene, layer], index)
-        values = buffers.ring.multiply(number, pairs, WIDTH, begin=add_bias, meanwhile=store)
+        pairs, keep_below = _pairs(self.buffer, WIDTH // CHUNK), functools.partial(self.keep, index, layer)
+        values = buffers.ring.multiply(number, pairs, WIDTH, begin=add_bias, meanwhile=keep_below)
         plgpu.barrier_arrive(buffers.bias_free.at[which])
         self.put(values, index, layer + 1)
 
     def run_head(self, index: Any, number: Any) -> None:
         """Runs the head and writes its outputs."""
         scene, some = self.plan.work.place(index, self.me)
-        store = functools.partial(self.keep, lambda scene: self.arrays.last.at[scene], index)
-        pairs = [functools.partial(_head, self.buffer)]
-        outputs = self.buffers.ring.multiply(number, pairs, STRIPE, meanwhile=store)
+        pairs, keep_last = [functools.partial(_head, self.buffer)], functools.partial(self.keep, index)
+        outputs = self.buffers.ring.multiply(number, pairs, STRIPE, meanwhile=keep_last)
         self.arrays.outputs.at[scene, some, :][...] = outputs
 
 

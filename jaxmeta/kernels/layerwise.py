@@ -1,5 +1,6 @@
 """Gradients of all layers, back from the head, in three launches: the head, the layers one by one, the first."""
 
+import functools
 from typing import Any
 
 import jax
@@ -37,20 +38,24 @@ def _launch(
     filled = jnp.pad(gradient, ((0, 0), (0, STRIPE - num_outputs), (0, -num_rows % TILE)))
     wide = jnp.pad(head, ((0, 0), (0, 0), (0, DEPTH - num_outputs)))
     first_inputs, layers = angles.shape[2], activations.shape[1]
-    outer = _pass("head", num_rows, 1, 0, filled, last[:, None], weights=wide)
-    inner = _pass("layer", num_rows, layers, 1, outer["below"], activations, first_inputs, weights=weights)
-    first = _pass("first", num_rows, 1, 1 + layers, inner["below"], by_dimension(points), angles=angles[0])
+    over_rows = functools.partial(_pass, num_rows)
+    outer = over_rows("head", filled, last[:, None], weights=wide)
+    inner = over_rows(
+        "layer", outer["below"], activations, before=1, layers=layers, first_row=first_inputs, weights=weights
+    )
+    first = over_rows("first", inner["below"], by_dimension(points), before=1 + layers, angles=angles[0])
     products = [*first["products"], *inner["products"][::-1], outer["products"][0][..., :num_outputs]]
     return products, [*inner["sums"][::-1], *outer["sums"]]
 
 
 def _pass(
-    kind: Kind,
     num_rows: int,
-    layers: int,
-    before: int,
+    kind: Kind,
     gradient: Array,
     inputs: Array,
+    *,
+    before: int = 0,
+    layers: int = 1,
     first_row: int = 0,
     **extra: Array,
 ) -> dict[str, Any]:
