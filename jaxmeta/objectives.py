@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxmeta.cameras import Rays, Views, pixel_rays
-from jaxmeta.rendering import Sampling, render_rays, stratified_distances
+from jaxmeta.rendering import Sampling, render_rays, sample_points, stratified_distances
 from jaxmeta.samples import Samples, grid_points, unit_values
 from jaxmeta.tomography import Scan, project
 
@@ -46,6 +46,28 @@ def view_pixels(
     return rays, composite_on_white(jnp.asarray(views.images)[view, row, column], poses.dtype)
 
 
+def squared_error(
+    apply: Callable[..., Any],
+    params: Any,
+    rays: Rays,
+    uniform: Float[Array, "rays samples"],
+    target: Float[Array, "rays 3"],
+    sampling: Sampling,
+) -> Float[Array, ""]:
+    """Returns the mean squared error of the colours that rays see.
+
+    Args:
+      apply: `(params, points) -> (density, rgb)`.
+      params: of the field.
+      rays: of one scene.
+      uniform: as for `stratified_distances`.
+      target: the colours that they should see.
+      sampling: the range of each ray.
+    """
+    rendering = render_rays(lambda points: apply(params, points), rays, uniform, sampling)
+    return jnp.mean(jnp.square(rendering.rgb - target))
+
+
 def photometric_loss(
     apply: Callable[..., Any],
     params: Any,
@@ -56,6 +78,7 @@ def photometric_loss(
     sampling: Sampling,
     pixel_centre: float = 0.5,
     rays_per_block: int | None = None,
+    error: Callable[..., Float[Array, ""]] = squared_error,
 ) -> Float[Array, ""]:
     """Returns the mean squared error of rendered colours at random pixels of one scene's views.
 
@@ -68,17 +91,17 @@ def photometric_loss(
       sampling: the range of each ray.
       pixel_centre: as for `pixel_rays`.
       rays_per_block: taken at a time, as for `mean_over_blocks`; None for all.
+      error: with the arguments and the result of `squared_error`.
     """
 
-    def error(params: Any, drawn: tuple[Rays, Array, Array]) -> Float[Array, ""]:
+    def error_of(params: Any, drawn: tuple[Rays, Array, Array]) -> Float[Array, ""]:
         rays, target, uniform = drawn
-        rendering = render_rays(lambda points: apply(params, points), rays, uniform, sampling)
-        return jnp.mean(jnp.square(rendering.rgb - target))
+        return error(apply, params, rays, uniform, target, sampling)
 
     drawn = _random_rays(views, key, num_rays, sampling, pixel_centre)
     if rays_per_block in (None, num_rays):
-        return error(params, drawn)
-    return mean_over_blocks(error, params, drawn, size=rays_per_block)
+        return error_of(params, drawn)
+    return mean_over_blocks(error_of, params, drawn, size=rays_per_block)
 
 
 def mean_over_blocks(loss: Callable[..., Float[Array, ""]], params: Any, data: Any, *, size: int) -> Any:
@@ -135,8 +158,7 @@ def field_samples(
     """
     rays, _, uniform = _random_rays(views, key, num_rays, sampling, pixel_centre)
     distances = stratified_distances(uniform, sampling)
-    points = rays.origins[:, None] + distances[..., None] * rays.directions[:, None]
-    density, rgb = apply(params, points)
+    density, rgb = apply(params, sample_points(rays, distances))
     stopped = -jnp.expm1(-density * (sampling.far - sampling.near) / sampling.num_samples)
     return jnp.concatenate([rgb, stopped[..., None]], axis=-1)
 

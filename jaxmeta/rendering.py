@@ -60,6 +60,19 @@ def stratified_distances(uniform: Float[Array, "*rays samples"], sampling: Sampl
     return lower + (upper - lower) * uniform
 
 
+def sample_points(rays: Rays, distances: Float[Array, "*rays samples"]) -> Float[Array, "*rays samples 3"]:
+    """Returns the points at these distances along rays."""
+    return rays.origins[..., None, :] + distances[..., None] * rays.directions[..., None, :]
+
+
+def sample_intervals(
+    distances: Float[Array, "*rays samples"], *, last_interval: float
+) -> Float[Array, "*rays samples"]:
+    """Returns the gap from each sample to the next; the arguments are those of `compositing_weights`."""
+    last = jnp.full_like(distances[..., :1], last_interval)
+    return jnp.concatenate([jnp.diff(distances), last], axis=-1)
+
+
 def compositing_weights(
     density: Float[Array, "samples"], distances: Float[Array, "samples"], *, last_interval: float = 1e-3
 ) -> Float[Array, "samples"]:
@@ -72,8 +85,7 @@ def compositing_weights(
       distances: increasing; `delta_i` is the gap to the next one.
       last_interval: the last sample's `delta`.
     """
-    intervals = jnp.concatenate([jnp.diff(distances), jnp.full_like(distances[:1], last_interval)])
-    optical_depth = density * intervals
+    optical_depth = density * sample_intervals(distances, last_interval=last_interval)
     # Shifted before the sum: cumsum(x) - x would cancel where the density is high.
     before = jnp.cumsum(jnp.concatenate([jnp.zeros_like(optical_depth[:1]), optical_depth[:-1]]))
     return jnp.exp(-before) * -jnp.expm1(-optical_depth)
@@ -98,7 +110,7 @@ def composite(
 def render_ray(field: Field, ray: Rays, uniform: Float[Array, "samples"], sampling: Sampling) -> Rendering:
     """Returns what one ray sees; `uniform` is as for `stratified_distances`."""
     distances = stratified_distances(uniform, sampling)
-    density, rgb = field(ray.origins + distances[:, None] * ray.directions)
+    density, rgb = field(sample_points(ray, distances))
     return composite(density, rgb, distances, sampling)
 
 
@@ -106,7 +118,7 @@ def render_rays(field: Field, rays: Rays, uniform: Float[Array, "rays samples"],
     """Returns what each ray sees; `uniform` is as for `stratified_distances`."""
     distances = stratified_distances(uniform, sampling)
     # The field sees all points at once, not ray by ray under the vmap, so that it may run as few large matmuls.
-    density, rgb = field(rays.origins[:, None] + distances[..., None] * rays.directions[:, None])
+    density, rgb = field(sample_points(rays, distances))
     return jax.vmap(partial(composite, sampling=sampling))(density, rgb, distances)
 
 

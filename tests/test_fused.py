@@ -1,5 +1,6 @@
 """The kernels, run by Pallas's interpreter, against the field that XLA runs and against float64."""
 
+import functools
 import inspect
 import os
 import pickle
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 
 from jaxmeta import fused
+from jaxmeta.cameras import Rays
 from jaxmeta.encoding import positional_encoding
 from jaxmeta.errors import InputError
-from jaxmeta.fields import RadianceField
+from jaxmeta.fields import RadianceField, activate
 from jaxmeta.kinds import views
+from jaxmeta.objectives import squared_error
+from jaxmeta.rendering import Sampling, composite, sample_intervals
 
 SIZES = {"width": 256, "depth": 3, "num_frequencies": 4, "max_log2_frequency": 3.0}
 FIELD = RadianceField(**SIZES, compute_dtype=jnp.bfloat16)
@@ -25,6 +29,9 @@ CASES = {
     "many points": (FIELD.clone(depth=4), 0),
     "many, 256 inputs": (FIELD.clone(depth=2, num_frequencies=22), 0),
 }
+ERROR_FIELD = FIELD.clone(depth=2, density_activation="relu")
+RAYS, SAMPLES = 16, 64  # of the error from parameters on
+COMPOSITED = [("relu", (2, 16, 64)), ("shifted_softplus", (1, 32, 128))]  # scenes, rays, samples
 THREADS = "48"  # The interpreter needs one for each warpgroup of the machine that it plays, and waits forever for more.
 
 needs_interpreter = pytest.mark.skipif(
@@ -48,6 +55,54 @@ def judged(apply):
     return jax.vmap(jax.value_and_grad(loss))
 
 
+def rays_of_a_scene():
+    keys = jax.random.split(jax.random.key(4), 3)
+    towards = jax.random.normal(keys[0], (1, RAYS, 3))
+    rays = Rays(-3.0 * towards, towards / jnp.linalg.norm(towards, axis=-1, keepdims=True))
+    params = jax.tree.map(lambda leaf: leaf[:1], scenes(ERROR_FIELD)[0])
+    return params, rays, jax.random.uniform(keys[1], (1, RAYS, SAMPLES)), jax.random.uniform(keys[2], (1, RAYS, 3))
+
+
+def error_by(apply, error):
+    """The error of colours, with its gradient."""
+
+    def of_scene(params, *drawn):
+        return error(apply, params, *drawn, Sampling(num_samples=SAMPLES))
+
+    return jax.vmap(jax.value_and_grad(of_scene))
+
+
+def to_composite(num_scenes, *shape):
+    """Outputs of the head in planes, its bias, distances and wanted colours."""
+    keys = jax.random.split(jax.random.key(5), 4)
+    outputs = 3.0 * jax.random.normal(keys[0], (num_scenes, 8, *shape))
+    distances = jnp.sort(jax.random.uniform(keys[1], (num_scenes, *shape), minval=2.0, maxval=6.0))
+    target = jax.random.uniform(keys[3], (num_scenes, shape[0], 3))
+    return outputs, jax.random.normal(keys[2], (num_scenes, 4)), distances, target
+
+
+def composite_by_kernel(density_activation, outputs, bias, distances, target):
+    from jaxmeta.kernels import compositing
+
+    in_tiles = jax.vmap(compositing.in_tiles)(outputs)
+    intervals = compositing.in_tiles(sample_intervals(distances, last_interval=1e-3))
+    error, gradient, by_bias = compositing.squared_error(
+        in_tiles.reshape(8, -1), bias, intervals, target, density_activation
+    )
+    back = jax.vjp(jax.vmap(compositing.in_tiles), outputs)[1](gradient.astype(jnp.float32).reshape(in_tiles.shape))[0]
+    return error, back, by_bias
+
+
+def composite_by_xla(density_activation, outputs, bias, distances, target):
+    def error(outputs, bias):
+        density, rgb = activate(outputs[:4] + bias[:, None, None], density_activation)
+        seen = jax.vmap(lambda *ray: composite(*ray, Sampling()))(density, rgb, distances).rgb
+        return jnp.mean(jnp.square(seen - target))
+
+    value, gradients = jax.value_and_grad(error, (0, 1))(outputs, bias)
+    return value, *gradients
+
+
 def distance(left, right):
     return float(np.linalg.norm(np.asarray(left, np.float64) - right) / np.linalg.norm(right))
 
@@ -55,7 +110,8 @@ def distance(left, right):
 def interpret():
     """What the kernels return on a machine of four multiprocessors.
 
-    Losses and gradients of each case, outputs of scenes, outputs of rays.
+    Losses and gradients of each case, outputs of scenes, outputs of rays, errors of colours and their gradients, and
+    what compositing returns.
     """
     import jax.experimental.pallas.mosaic_gpu as plgpu
 
@@ -71,7 +127,13 @@ def interpret():
         }
         by_scenes = jax.vmap(apply)(params, points)
         of_rays = jax.vmap(lambda some: apply(one, some))(points[0].reshape(2, POINTS // 2, 3))
-    return jax.device_get((by_case, by_scenes, of_rays))
+        field = (fused.fused_apply(ERROR_FIELD, many=0), fused.fused_error(ERROR_FIELD, many=0))
+        errors = error_by(*field)(*rays_of_a_scene())
+        composited = [
+            jax.vmap(functools.partial(composite_by_kernel, activation))(*to_composite(*shape))
+            for activation, shape in COMPOSITED
+        ]
+    return jax.device_get((by_case, by_scenes, of_rays, errors, composited))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +141,7 @@ def interpreted(tmp_path_factory):
     path = tmp_path_factory.mktemp("fused") / "results"
     code = f"import pickle, test_fused; pickle.dump(test_fused.interpret(), open({str(path)!r}, 'wb'))"
     environment = os.environ | {"NPROC": THREADS, "PYTHONPATH": os.pathsep.join([*sys.path, os.path.dirname(__file__)])}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=600)
     return pickle.loads(path.read_bytes())  # noqa: S301  # written above
 
 
@@ -101,9 +163,51 @@ def test_values_and_gradients_are_as_near_to_float64_as_bfloat16_allows(interpre
 
 @needs_interpreter
 def test_a_scene_alone_and_rays_apart_see_the_same(interpreted):
-    _, by_scenes, of_rays = interpreted
+    _, by_scenes, of_rays, *_ = interpreted
     jax.tree.map(
         lambda apart, both: np.testing.assert_array_equal(apart.reshape(both[0].shape), both[0]), of_rays, by_scenes
+    )
+
+
+@needs_interpreter
+def test_errors_of_colours_are_as_near_to_float64_as_bfloat16_allows(interpreted):
+    errors, gradients = interpreted[3]
+    drawn = rays_of_a_scene()
+    by_xla = jax.device_get(error_by(ERROR_FIELD.apply, squared_error)(*drawn))
+    with jax.enable_x64(True):
+        wide = error_by(ERROR_FIELD.clone(compute_dtype=None).apply, squared_error)
+        exact = jax.device_get(wide(*jax.tree.map(np.float64, jax.device_get(drawn))))
+    np.testing.assert_allclose(errors, exact[0], rtol=2e-3)
+    for ours, theirs, wanted in zip(*map(jax.tree.leaves, (gradients, by_xla[1], exact[1])), strict=True):
+        assert distance(ours, wanted) < max(1e-2, 1.3 * distance(theirs, wanted))
+
+
+@needs_interpreter
+@pytest.mark.parametrize("case", range(len(COMPOSITED)))
+def test_compositing_differs_from_float64_by_the_gradients_rounding_alone(interpreted, case):
+    error, gradient, by_bias = interpreted[4][case]
+    activation, shape = COMPOSITED[case]
+    wide = jax.tree.map(np.float64, jax.device_get(to_composite(*shape)))
+    with jax.enable_x64(True):
+        exact = jax.device_get(jax.vmap(functools.partial(composite_by_xla, activation))(*wide))
+    np.testing.assert_allclose(error, exact[0], rtol=1e-6)
+    np.testing.assert_allclose(by_bias, exact[2], rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(gradient[:, 4:], 0.0)
+    assert distance(gradient, exact[1]) < 2e-3
+
+
+@needs_interpreter
+def test_what_the_kernel_cannot_composite_xla_does():
+    from jaxmeta.kernels import compositing
+
+    assert compositing.possible(128, 128)
+    assert not compositing.possible(127, 128)
+    assert not compositing.possible(128, 101)
+    assert not compositing.possible(128, 320)
+    params, *drawn = jax.tree.map(lambda leaf: leaf[0], rays_of_a_scene())
+    drawn = params, *jax.tree.map(lambda leaf: leaf[:15], drawn), Sampling(num_samples=SAMPLES)
+    np.testing.assert_array_equal(
+        fused.fused_error(ERROR_FIELD)(ERROR_FIELD.apply, *drawn), squared_error(ERROR_FIELD.apply, *drawn)
     )
 
 
@@ -158,13 +262,13 @@ def test_pairs_keep_to_a_scene_where_few_must_rest_for_it():
     assert Slabs(16, 1, False, 256).parts == Slabs(64, 1, False, 256).parts == 1
 
 
-def test_a_slab_always_has_the_same_warpgroup_in_its_place_of_the_ring():
+def test_a_slab_of_the_first_layer_always_has_the_same_warpgroup_in_its_place_of_the_ring():
     from jaxmeta.kernels.layer_plan import Plan
     from jaxmeta.kernels.slabs import Slabs
 
-    for kind, inputs in [("head", 256), ("layer", 256), ("first", 128), ("first", 256)]:
-        plan = Plan(Slabs(1, 1, False, 4), kind, inputs, 1, 0, 0)
-        assert plan.ring % plan.preparing == 0
+    for inputs in (128, 256):
+        plan = Plan(Slabs(1, 1, False, 4), "first", inputs, 1, 0, 0)
+        assert plan.ring % plan.encoding == 0
 
 
 @needs_interpreter

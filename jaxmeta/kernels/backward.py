@@ -77,7 +77,7 @@ def _launch(gradient: Array, weights: Array, head: Array, cut: Array) -> list[Ar
     num_scenes, num_rows, num_outputs = gradient.shape
     filled = [jnp.pad(array, ((0, 0), (0, 0), (0, CHUNK - num_outputs))) for array in (gradient, head)]
     num_layers = cut.shape[1]
-    plan = _Plan(Work(num_scenes, num_rows), num_layers, weights.shape[1] - STRIPE)
+    plan = _Plan(Work(num_scenes, num_rows), num_layers, weights.shape[1])
     scratch = Ring.scratch((WIDTH, CHUNK)) | {
         "tiles": tiled((CONSUMERS, WIDTH // CHUNK, TILE, CHUNK)),
         "first": tiled((CONSUMERS, 1, TILE, CHUNK)),

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxmeta.kernels.encoding import encode_chunk
 from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, drain, take_roles, tiled, turn
-from jaxmeta.kernels.layers import RING, Ring, Work, columns_of, pack
+from jaxmeta.kernels.layers import RING, Ring, Work, columns_of, pack, top
 
 
 class Plan(NamedTuple):
@@ -43,7 +43,6 @@ class Arrays(NamedTuple):
     angles: Any
     ones: Any
     weights: Any
-    biases: Any
     outputs: Any
     activations: Any = None
     """Of all layers but the last."""
@@ -76,7 +75,7 @@ class Buffers(NamedTuple):
             "angles": plgpu.SMEM((4, plan.chunks[0] * CHUNK), jnp.float32),
             "ones": tiled((TILE, DEPTH), DEPTH),
             "constants_here": plgpu.Barrier(num_arrivals=2),
-            "bias": tiled((2, WIDTH, DEPTH), DEPTH),
+            "bias": tiled((2, DEPTH, WIDTH), DEPTH),
             "bias_here": plgpu.Barrier(num_barriers=2),
             "bias_free": plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=2),
             "ahead": plgpu.Barrier(),
@@ -102,19 +101,20 @@ def _copy_weights(plan: Plan, arrays: Arrays, buffers: Buffers, num_items: Any) 
     def copy_bias(scene: Any, layer: int, number: Any) -> None:
         which = turn(number, 2)
         pl.when(number >= 2)(lambda: plgpu.barrier_wait(buffers.bias_free.at[which]))
-        plgpu.copy_gmem_to_smem(arrays.biases.at[scene, layer], buffers.bias.at[which], buffers.bias_here.at[which])
+        source = arrays.weights.at[scene, pl.ds(top(layer), DEPTH), :]
+        plgpu.copy_gmem_to_smem(source, buffers.bias.at[which], buffers.bias_here.at[which])
 
     @pl.loop(0, num_items)
     def _(index: Any) -> None:
         scene, _ = plan.work.place(index, 0)
-        number, top = index * plan.slices, 0
+        number, row = index * plan.slices, top(plan.layers)
         for layer, num_chunks in enumerate(plan.chunks):
             if layer > 0:
                 copy_bias(scene, layer - 1, index * plan.layers + layer - 1)
             for k in range(num_chunks):
-                buffers.ring.fill(number + k, arrays.weights.at[scene, pl.ds(top + k * CHUNK, CHUNK), :])
-            number, top = number + num_chunks, top + num_chunks * CHUNK
-        buffers.ring.fill(number, arrays.weights.at[scene, pl.ds(top, STRIPE), :])
+                buffers.ring.fill(number + k, arrays.weights.at[scene, pl.ds(row + k * CHUNK, CHUNK), :])
+            number, row = number + num_chunks, row + num_chunks * CHUNK
+        buffers.ring.fill(number, arrays.weights.at[scene, pl.ds(0, STRIPE), :])
 
     drain(buffers.ring.free, RING, num_items * plan.slices)
     drain(buffers.bias_free, 2, num_items * plan.layers)
@@ -180,7 +180,7 @@ class _Tile(NamedTuple):
 
         def add_bias(total: Any) -> None:
             plgpu.barrier_wait(buffers.bias_here.at[which])
-            plgpu.wgmma(total, buffers.ones, buffers.bias.at[which].transpose((1, 0)))
+            plgpu.wgmma(total, buffers.ones, buffers.bias.at[which])
 
         pairs, keep_below = _pairs(self.buffer, WIDTH // CHUNK), functools.partial(self.keep, index, layer)
         values = buffers.ring.multiply(number, pairs, WIDTH, begin=add_bias, meanwhile=keep_below)
@@ -192,7 +192,8 @@ class _Tile(NamedTuple):
         scene, some = self.plan.work.place(index, self.me)
         pairs, keep_last = [functools.partial(_head, self.buffer)], functools.partial(self.keep, index)
         outputs = self.buffers.ring.multiply(number, pairs, STRIPE, meanwhile=keep_last)
-        self.arrays.outputs.at[scene, some, :][...] = outputs
+        planes = self.arrays.outputs.at[scene, :, some].transpose((1, 0))
+        planes[...] = plgpu.layout_cast(outputs, plgpu.Layout.WGMMA_TRANSPOSED)
 
 
 def _multiply(tile: _Tile) -> None:

@@ -8,9 +8,10 @@ import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array
+from jaxtyping import Array, BFloat16
 
 WIDTH = 256
 """Outputs of every layer: what the accumulators of a warpgroup hold for a tile."""
@@ -36,7 +37,8 @@ def at_once(pieces: int, blocks: int = 1) -> int:
 def over_scenes(launch: Callable[..., Any], *, rows_only: bool = False) -> Callable[..., Any]:
     """Returns a function of one scene that has `launch` run a batch of them.
 
-    With `rows_only` its result is rows, as its first operand: scenes that share the others are more rows of one.
+    With `rows_only` its first operand is rows, and so is its result, along its last axis: scenes that share the other
+    operands are more rows of one.
     """
 
     @custom_vmap
@@ -47,7 +49,7 @@ def over_scenes(launch: Callable[..., Any], *, rows_only: bool = False) -> Calla
     def run_batch(num_scenes: int, is_batched: list[bool], *operands: Array) -> Any:
         if rows_only and not any(is_batched[1:]):
             out = run(operands[0].reshape(-1, operands[0].shape[-1]), *operands[1:])
-            return out.reshape(num_scenes, -1, out.shape[-1]), True
+            return jnp.moveaxis(out.reshape(len(out), num_scenes, -1), 1, 0), True
         batch = [
             operand if batched else jnp.broadcast_to(operand, (num_scenes, *operand.shape))
             for operand, batched in zip(operands, is_batched, strict=True)
@@ -93,6 +95,11 @@ def take_roles(me: Any, *roles: tuple[int, int, Callable[[], None]]) -> None:
             work()
 
         first += count
+
+
+def constant(values: np.ndarray) -> BFloat16[Array, "*any"]:
+    """Returns an operand that XLA keeps in memory; one of equal values it would write anew each time."""
+    return jnp.asarray(values, jnp.bfloat16)
 
 
 def tiled(shape: tuple[int, ...], columns: int = CHUNK) -> Any:

@@ -20,20 +20,13 @@ _HUGE = 2.0**126
 def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
     """Runs the warpgroups of a block."""
     place = plan.work.place()
-    summing, preparing = plan.registers
-
-    def prepare() -> None:
-        if plan.kind == "first":
-            _encode(plan, buffers, place)
-        else:
-            _go_on(plan, arrays, buffers, place)
-
-    take_roles(
-        place.me,
-        (CONSUMERS, summing, lambda: _multiply(plan, arrays, buffers, place)),
-        (plan.preparing, preparing, prepare),
-        (1, 24, lambda: _copy(plan, arrays, buffers, place)),
-    )
+    multiplying, others = plan.registers
+    copy = (1, 24, lambda: _copy(plan, arrays, buffers, place))
+    if plan.kind == "first":
+        multiply = (CONSUMERS, multiplying, lambda: _multiply(plan, arrays, buffers, place))
+        take_roles(place.me, multiply, (plan.encoding, others, lambda: _encode(plan, buffers, place)), copy)
+    else:
+        take_roles(place.me, (CONSUMERS, multiplying, lambda: _go_on(plan, arrays, buffers, place)), copy)
 
 
 def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
@@ -41,8 +34,11 @@ def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
 
     def copy_kernel(step: Any, scene: Any, number: Any) -> None:
         pl.when((step > 0) | (number > 0))(lambda: plgpu.barrier_wait(buffers.kernel_free))
-        first_row = plan.first_row + (plan.layers - 1 - step) * WIDTH + place.block * HALF
-        source = arrays.weights.at[scene, pl.ds(first_row, HALF), :]
+        if plan.kind == "head":
+            source = arrays.weights.at[scene, pl.ds(plan.first_row, DEPTH), _half(place.block)]
+        else:
+            first_row = plan.first_row + (plan.layers - 1 - step) * WIDTH + place.block * HALF
+            source = arrays.weights.at[scene, pl.ds(first_row, HALF), :]
         plgpu.copy_gmem_to_smem(source, buffers.kernel, buffers.kernel_here)
 
     if plan.kind == "first":
@@ -101,46 +97,38 @@ def _half(index: Any) -> Any:
 
 
 def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
-    """Sums up products of inputs and gradients, part by part."""
+    """Sums up products of the first layer's inputs and gradients, part by part."""
     me = place.me
     rows = pl.ds(me * CHUNK if plan.share == HALF else 0, CHUNK)
-    if plan.kind == "head":
-        columns = [pl.ds(0, STRIPE)]
-    elif plan.share == HALF:  # a matmul of all 256 would take more registers than ptxas gives each of four warpgroups
-        columns = [_half(0), _half(1)]
-    else:
-        columns = [_half(me)]
+    # A matmul of all 256 would take more registers than ptxas gives each of four warpgroups.
+    columns = [_half(0), _half(1)] if plan.share == HALF else [_half(me)]
 
-    def right(slot: Any, some: Any) -> Any:
-        return buffers.right.at[slot].transpose((1, 0)) if plan.kind == "head" else buffers.right.at[slot, :, some]
-
-    def run(step: Any, part: Any, first: Any, stop: Any) -> None:
+    def run(part: Any, first: Any, stop: Any) -> None:
         def sum_up(*totals: Any) -> None:
             @pl.loop(first, stop)
             def _(number: Any) -> None:
-                slot = turn(step * place.length + number, plan.ring)
+                slot = turn(number, plan.ring)
                 plgpu.barrier_wait(buffers.full.at[slot])
-                if plan.kind == "first":
-                    plgpu.barrier_wait(buffers.made.at[slot])
+                plgpu.barrier_wait(buffers.made.at[slot])
                 for some, total in zip(columns, totals, strict=True):
-                    plgpu.wgmma(total, buffers.left.at[slot, :, rows].transpose((1, 0)), right(slot, some))
+                    left = buffers.left.at[slot, :, rows]
+                    plgpu.wgmma(total, left.transpose((1, 0)), buffers.right.at[slot, :, some])
                 plgpu.wgmma_wait(0)  # frees the slab; the other warpgroups keep the units for matmuls busy
                 plgpu.barrier_arrive(buffers.free.at[slot])
 
             for some, total in zip(columns, totals, strict=True):
-                arrays.products.at[step, place.pair, part, place.block, rows, some][...] = total[...]
+                arrays.products.at[0, place.pair, part, place.block, rows, some][...] = total[...]
 
-        accumulator = plgpu.WGMMAAccumulatorRef((CHUNK, min(plan.outputs, HALF)), jnp.float32)
-        pl.run_scoped(sum_up, *[accumulator] * len(columns))
+        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, HALF), jnp.float32)] * len(columns))
 
-    pl.loop(0, plan.layers)(lambda step: plan.work.by_parts(place, functools.partial(run, step)))
+    plan.work.by_parts(place, run)
 
 
 def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
     """Makes a block's share of the first layer's inputs, of its slabs."""
     plgpu.barrier_wait(buffers.angles_here)
 
-    @pl.loop(place.me - CONSUMERS, place.length, step=plan.preparing)
+    @pl.loop(place.me - CONSUMERS, place.length, step=plan.encoding)
     def _(number: Any) -> None:
         slot = turn(number, plan.ring)
         plgpu.barrier_wait(buffers.full.at[slot])
@@ -151,56 +139,39 @@ def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
         plgpu.barrier_arrive(buffers.made.at[slot])
 
 
-def _through(plan: Plan, buffers: Buffers, slot: Any) -> Any:
-    """Returns a block's half of a slab's gradient below, zero where relu cut off the activation."""
-
-    def multiply(total: Any) -> Any:
-        if plan.kind == "head":
-            plgpu.wgmma(total, buffers.narrow.at[slot].transpose((1, 0)), buffers.kernel.transpose((1, 0)))
-        else:
-            for k in range(WIDTH // CHUNK):
-                columns = pl.ds(k * CHUNK, CHUNK)
-                kernel = buffers.kernel.at[:, columns].transpose((1, 0))
-                plgpu.wgmma(total, buffers.right.at[slot, :, columns], kernel)
-        activations = load(buffers.left.at[slot], plgpu.Layout.WGMMA)
-        # One or zero, by operations on two values at a time; a selection takes them one by one.
-        above = jnp.minimum(activations * _HUGE, 1.0)
-        plgpu.wgmma_wait(0)
-        return total[...].astype(jnp.bfloat16) * above
-
-    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((TILE, HALF), jnp.float32))
-
-
 def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
-    """Takes the gradient of its slabs on to a block's half of the inputs, and sums it up over rows."""
-    mine = place.me - CONSUMERS
-    out = buffers.out.at[mine]
+    """Sums up products for 64 of a block's inputs, part by part, and takes the gradient on to these.
+
+    While one warpgroup masks and writes its gradient, the other one multiplies.
+    """
+    mine, out = pl.ds(place.me * CHUNK, CHUNK), buffers.out.at[place.me]
+    columns_below = pl.ds(place.block * HALF + place.me * CHUNK, CHUNK)
 
     def run(step: Any, part: Any, first: Any, stop: Any) -> None:
         plgpu.barrier_wait(buffers.kernel_here)
 
-        def sum_up(*sums: Any) -> None:
-            @pl.loop(first + turn(first + mine, plan.preparing), stop, step=plan.preparing)
+        def sum_up(products: Any, sums: Any) -> None:
+            @pl.loop(first, stop)
             def _(number: Any) -> None:
                 slot = turn(step * place.length + number, plan.ring)
                 plgpu.barrier_wait(buffers.full.at[slot])
-                values = _through(plan, buffers, slot)
+                values = _through(plan, buffers, slot, mine, products)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 out[...] = values
                 plgpu.commit_smem()
                 plgpu.barrier_arrive(buffers.free.at[slot])
-                for chunk, total in enumerate(sums):  # as matmuls: a sum across warps would go through shared memory
-                    columns = out.at[:, pl.ds(chunk * CHUNK, CHUNK)]
-                    plgpu.wgmma(total, columns.transpose((1, 0)), buffers.ones.transpose((1, 0)))
+                # As a matmul: a sum across warps would go through shared memory.
+                plgpu.wgmma(sums, out.transpose((1, 0)), buffers.ones.transpose((1, 0)))
                 scene, some, _ = plan.rows_of(step, place, number)
                 below = arrays.below.at[scene, turn(step, 2)] if plan.kind == "layer" else arrays.below.at[scene]
-                plgpu.copy_smem_to_gmem(out, below.at[some, _half(place.block)])
+                plgpu.copy_smem_to_gmem(out, below.at[some, columns_below])
 
             plgpu.wgmma_wait(0)
-            for chunk, total in enumerate(sums):
-                arrays.sums.at[step, place.pair, part, place.block, mine, chunk][...] = total[...]
+            arrays.products.at[step, place.pair, part, place.block, mine][...] = products[...]
+            arrays.sums.at[step, place.pair, part, place.block, mine][...] = sums[...]
 
-        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * (HALF // CHUNK))
+        accumulators = [plgpu.WGMMAAccumulatorRef((CHUNK, count), jnp.float32) for count in (plan.outputs, STRIPE)]
+        pl.run_scoped(sum_up, *accumulators)
         plgpu.barrier_arrive(buffers.kernel_free)
 
     plgpu.barrier_wait(buffers.ones_here)
@@ -211,3 +182,25 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
         plgpu.wait_smem_to_gmem(0)
         if plan.kind == "layer":
             plgpu.barrier_arrive(buffers.layer_done)
+
+
+def _through(plan: Plan, buffers: Buffers, slot: Any, mine: Any, products: Any) -> Any:
+    """Returns a slab's gradient below, zero where relu cut off the activation, and adds to the products."""
+    left, right = buffers.left.at[slot, :, mine], buffers.right.at[slot]
+
+    def multiply(total: Any) -> Any:
+        if plan.kind == "head":
+            plgpu.wgmma(total, buffers.narrow.at[slot].transpose((1, 0)), buffers.kernel.at[:, mine])
+            plgpu.wgmma(products, left.transpose((1, 0)), right.transpose((1, 0)))
+        else:
+            for k in range(WIDTH // CHUNK):
+                columns = pl.ds(k * CHUNK, CHUNK)
+                plgpu.wgmma(total, right.at[:, columns], buffers.kernel.at[mine, columns].transpose((1, 0)))
+            plgpu.wgmma(products, left.transpose((1, 0)), right)
+        activations = load(left, plgpu.Layout.WGMMA)
+        # One or zero, by operations on two values at a time; a selection takes them one by one.
+        above = jnp.minimum(activations * _HUGE, 1.0)
+        plgpu.wgmma_wait(0)
+        return total[...].astype(jnp.bfloat16) * above
+
+    return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((TILE, CHUNK), jnp.float32))

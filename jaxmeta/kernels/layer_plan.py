@@ -7,7 +7,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmeta.kernels.launching import CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, tiled
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, tiled
 from jaxmeta.kernels.slabs import HALF, PAIR, Place, Slabs
 
 Kind = Literal["head", "layer", "first"]
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     layers: int
     """That the kernel goes through, from the last to the first of them."""
     first_row: int
-    """Of their weights in the stacked ones; the head's are an array of their own."""
+    """Of their weights in the stacked ones."""
     before: int
     """Passes through layers or the head that went before."""
 
@@ -51,20 +51,20 @@ class Plan(NamedTuple):
 
     @property
     def ring(self) -> int:
-        """Slabs that are copied ahead: more do not pay, or have no room. A multiple of `preparing`."""
+        """Slabs that are copied ahead: more do not pay, or have no room. A multiple of `encoding`, if any encode."""
         return {"head": 6, "layer": 3, "first": 4}[self.kind]
 
     @property
-    def preparing(self) -> int:
-        """Warpgroups that take a slab on, or encode one, in turns."""
-        return 1 if self.share == HALF and self.outputs == WIDTH else 2
+    def encoding(self) -> int:
+        """Warpgroups that encode slabs, in turns."""
+        if self.kind != "first":
+            return 0
+        return 1 if self.share == HALF else 2
 
     @property
     def registers(self) -> tuple[int, int]:
-        """For a thread of those that sum up products, and of these."""
-        if self.preparing == 1:
-            return 160, 168
-        return (72, 152) if self.kind == "head" else (104, 120)
+        """For a thread of those that multiply, and that encode."""
+        return {0: (232, 0), 1: (160, 168), 2: (104, 120)}[self.encoding]
 
 
 class Arrays(NamedTuple):
@@ -108,12 +108,11 @@ class Buffers(NamedTuple):
     def scratch(plan: Plan) -> dict[str, Any]:
         """Returns what to ask for in shared memory."""
         is_head, is_first = plan.kind == "head", plan.kind == "first"
-        arrivals = CONSUMERS + (not is_first)
         scratch = {
             "left": tiled((plan.ring, TILE, plan.share)),
             "right": tiled((plan.ring, STRIPE, TILE) if is_head else (plan.ring, TILE, WIDTH)),
             "full": plgpu.Barrier(num_arrivals=4 if is_head else 2, num_barriers=plan.ring),
-            "free": plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=arrivals, num_barriers=plan.ring),
+            "free": plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=CONSUMERS, num_barriers=plan.ring),
         }
         if is_head:
             scratch["narrow"] = tiled((plan.ring, DEPTH, TILE), DEPTH)
@@ -125,12 +124,12 @@ class Buffers(NamedTuple):
                 "made": plgpu.Barrier(num_barriers=plan.ring),
             }
         if plan.kind == "layer":
-            scratch["layer_done"] = plgpu.ClusterBarrier(collective_axes=("block",))
+            scratch["layer_done"] = plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=CONSUMERS)
         return scratch | {
-            "kernel": tiled((HALF, DEPTH), DEPTH) if is_head else tiled((HALF, WIDTH)),
+            "kernel": tiled((DEPTH, HALF), DEPTH) if is_head else tiled((HALF, WIDTH)),
             "kernel_here": plgpu.Barrier(),
-            "kernel_free": plgpu.Barrier(num_arrivals=plan.preparing),
-            "out": tiled((plan.preparing, TILE, HALF)),
+            "kernel_free": plgpu.Barrier(num_arrivals=CONSUMERS),
+            "out": tiled((CONSUMERS, TILE, CHUNK)),
             "ones": tiled((STRIPE, TILE)),
             "ones_here": plgpu.Barrier(),
         }

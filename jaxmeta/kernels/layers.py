@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, at_once, tiled, turn
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, at_once, tiled, turn
 
 RING = 4
 """Slices of weights, those of a layer. More leave too little memory for what the compiler spills, fewer run dry.
@@ -18,28 +18,39 @@ RING = 4
 With fewer than a first layer has, a warpgroup that `forward_pass` lets go ahead would wait forever for the other.
 """
 
+PARTS = 3
+"""Numbers in bfloat16 whose sum is one in float32."""
+
 
 def stack(
     layers: Sequence[Float[Array, "_ 256"]],
-    first_bias: Float[Array, "256"],
+    biases: Sequence[Float[Array, "256"]],
     first_inputs: int,
     head: Float[Array, "256 outputs"],
 ) -> BFloat16[Array, "stacked 256"]:
-    """Returns the layers' weights one below another, then the head's, transposed and filled up to 8.
+    """Returns the head's weights, transposed and filled up to 16, the biases, and the layers' weights, in rows.
 
-    The first layer's are filled up to `first_inputs`, 128 or 256. Its bias comes first there, in two parts, for what is
-    filled up of its inputs are ones, two at least. The head has at most 8 outputs.
+    A bias is 16 rows, to be summed up, all but three of them zeros; `top` tells where the first layer's weights begin.
+    These are filled up to `first_inputs`, 128 or 256, with their bias in two parts before zeros, for what is filled up
+    of their inputs are ones, two at least. The head has at most 8 outputs.
     """
-    bias = jnp.stack(split(first_bias)[:2])
-    rest = jnp.zeros((first_inputs - len(layers[0]) - len(bias), WIDTH))
-    last = jnp.pad(head.T, ((0, STRIPE - head.shape[1]), (0, 0)))
-    return jnp.concatenate([layers[0], bias, rest, *layers[1:], last]).astype(jnp.bfloat16)
+    first_bias = jnp.stack(split(biases[0])[:2])
+    rest = jnp.zeros((first_inputs - len(layers[0]) - len(first_bias), WIDTH))
+    last = jnp.pad(head.T, ((0, DEPTH - head.shape[1]), (0, 0)))
+    later = jnp.pad(jnp.stack(split(jnp.stack(biases[1:])), 1), ((0, 0), (0, DEPTH - PARTS), (0, 0)))
+    top_rows = [last, later.reshape(-1, WIDTH)]
+    return jnp.concatenate([*top_rows, layers[0], first_bias, rest, *layers[1:]]).astype(jnp.bfloat16)
+
+
+def top(later_layers: int) -> int:
+    """Returns the first row of the first layer's weights in the stacked ones."""
+    return DEPTH * (1 + later_layers)
 
 
 def split(values: Float[Array, "*any"]) -> list[Float[Array, "*any"]]:
-    """Returns three arrays of numbers that bfloat16 holds, the largest first, whose sum are the values."""
+    """Returns arrays of numbers that bfloat16 holds, the largest first, whose sum are the values."""
     parts = []
-    for _ in range(3):
+    for _ in range(PARTS):
         parts.append(lax.reduce_precision(values, 8, 7))  # XLA would leave out a conversion there and back
         values = values - parts[-1]
     return parts

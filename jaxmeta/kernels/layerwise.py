@@ -5,46 +5,52 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, BFloat16, Float
 
 from jaxmeta.kernels.encoding import by_dimension
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, call, over_scenes
+from jaxmeta.kernels.launching import CONSUMERS, STRIPE, TILE, WIDTH, call, constant, over_scenes
 from jaxmeta.kernels.layer_pass import body
 from jaxmeta.kernels.layer_plan import Arrays, Buffers, Kind, Plan
+from jaxmeta.kernels.layers import top
 from jaxmeta.kernels.slabs import HALF, PAIR, Slabs
 
 
 def layerwise(
-    gradient: BFloat16[Array, "outputs rows"],
+    gradient: BFloat16[Array, "8 rows"],
     weights: BFloat16[Array, "stacked 256"],
-    head: BFloat16[Array, "256 outputs"],
     points: Float[Array, "rows 3"],
     angles: Float[Array, "4 columns"],
     activations: BFloat16[Array, "later_layers rows 256"],
     last: BFloat16[Array, "rows 256"],
 ) -> tuple[list[Float[Array, "_ _"]], list[Float[Array, "256"]]]:
-    """Returns the gradients of the weights of each layer and of the head, and of the biases of each layer.
+    """Returns the gradients of the weights of each layer and of the head, filled up, and of the biases of each layer.
 
-    `gradient` is that of the head's outputs, at most 8, and `head` its weights; `last` are the activations of the last
-    layer, `activations` those of the others.
+    `gradient` is that of the head's outputs, filled up with zeros; `weights` are those of `layers.stack`; `last` are
+    the activations of the last layer, `activations` those of the others.
     """
-    return _layerwise(gradient, weights, head, points, angles, activations, last)
+    return _layerwise(gradient, weights, points, angles, activations, last)
 
 
 def _launch(
-    gradient: Array, weights: Array, head: Array, points: Array, angles: Array, activations: Array, last: Array
+    gradient: Array, weights: Array, points: Array, angles: Array, activations: Array, last: Array
 ) -> tuple[list[Array], list[Array]]:
-    num_outputs, num_rows = gradient.shape[1:]
-    filled = jnp.pad(gradient, ((0, 0), (0, STRIPE - num_outputs), (0, -num_rows % TILE)))
-    wide = jnp.pad(head, ((0, 0), (0, 0), (0, DEPTH - num_outputs)))
-    first_inputs, layers = angles.shape[2], activations.shape[1]
+    num_rows = gradient.shape[2]
+    filled = jnp.pad(gradient, ((0, 0), (0, 0), (0, -num_rows % TILE)))
+    layers = activations.shape[1]
     over_rows = functools.partial(_pass, num_rows)
-    outer = over_rows("head", filled, last[:, None], weights=wide)
+    outer = over_rows("head", filled, last[:, None], weights=weights)
     inner = over_rows(
-        "layer", outer["below"], activations, before=1, layers=layers, first_row=first_inputs, weights=weights
+        "layer",
+        outer["below"],
+        activations,
+        before=1,
+        layers=layers,
+        first_row=top(layers) + angles.shape[2],
+        weights=weights,
     )
     first = over_rows("first", inner["below"], by_dimension(points), before=1 + layers, angles=angles[0])
-    products = [*first["products"], *inner["products"][::-1], outer["products"][0][..., :num_outputs]]
+    products = [*first["products"], *inner["products"][::-1], outer["products"][0]]
     return products, [*inner["sums"][::-1], *outer["sums"]]
 
 
@@ -71,17 +77,17 @@ def _pass(
     operands = {"gradient": gradient, "inputs": inputs, **extra}
     out_type = {"products": jax.ShapeDtypeStruct((*parts, plan.share, plan.outputs), jnp.float32)}
     if kind != "first":
-        operands["ones"] = jnp.ones((STRIPE, TILE), jnp.bfloat16)
+        operands["ones"] = constant(np.arange(STRIPE)[:, None] == np.zeros(TILE))
         slots = (2,) if kind == "layer" else ()
         out_type["below"] = jax.ShapeDtypeStruct((num_scenes, *slots, num_rows, WIDTH), jnp.bfloat16)
-        out_type["sums"] = jax.ShapeDtypeStruct((*parts, plan.preparing, HALF // CHUNK, CHUNK, STRIPE), jnp.float32)
+        out_type["sums"] = jax.ShapeDtypeStruct((*parts, HALF, STRIPE), jnp.float32)
     names = [*operands, *out_type]
     results = call(
         lambda *refs, **buffers: body(plan, Arrays(**dict(zip(names, refs, strict=True))), Buffers(**buffers)),
         list(out_type.values()),
         Buffers.scratch(plan),
         f"network_backward_{kind}",
-        CONSUMERS + plan.preparing + 1,
+        CONSUMERS + plan.encoding + 1,
         grid=(work.pairs,),
         grid_names=("pair",),
         cluster=(PAIR,),
@@ -89,8 +95,8 @@ def _pass(
     )(*operands.values())
     out: dict[str, Any] = dict(zip(out_type, results, strict=True))
     out["products"] = [work.add(one).reshape(num_scenes, num_inputs, plan.outputs) for one in out["products"]]
-    if kind != "first":  # every column holds the sums
-        out["sums"] = [work.add(jnp.sum(one[..., 0], axis=3)).reshape(num_scenes, WIDTH) for one in out["sums"]]
+    if kind != "first":  # of whose columns the first holds the sums
+        out["sums"] = [work.add(one[..., 0]).reshape(num_scenes, WIDTH) for one in out["sums"]]
     return out
 
 

@@ -165,10 +165,11 @@ def scene_signal(config: ViewsConfig, *, height: int, width: int, num_rays: int,
       height: of the views, in pixels.
       width: of the views, in pixels.
       num_rays: drawn in each inner step.
-      twice: as for `field_apply`.
+      twice: as for `choose`.
     """
     field = radiance_field(config)
-    apply = field_apply(field, config.field.implementation, twice=twice)
+    chosen = choose(field, config.field.implementation, twice=twice)
+    apply = _APPLY[chosen](field)
 
     def render_pose(
         params: Params, pose: Float[Array, "4 4"], focal: Float[Array, ""], rays_per_chunk: int = 4096
@@ -188,11 +189,14 @@ def scene_signal(config: ViewsConfig, *, height: int, width: int, num_rays: int,
         return render_pose(params, view.pose, view.focal, rays_per_chunk).rgb
 
     drawing = {"num_rays": num_rays, "sampling": config.sampling, "pixel_centre": config.pixel_centre}
-    blocks = _by_blocked(field, config.field.implementation) and not twice
-    rays_per_block = blocked.rays_per_block(field, num_rays, config.sampling.num_samples) if blocks else None
+    loss = partial(photometric_loss, apply, **drawing)
+    if chosen == "fused":
+        loss = partial(loss, error=fused.fused_error(field))
+    if chosen == "blocked" and not twice:
+        loss = partial(loss, rays_per_block=blocked.rays_per_block(field, num_rays, config.sampling.num_samples))
     return Signal(
         init=lambda key: field.init(key, jnp.zeros((1, 3))),
-        loss=partial(photometric_loss, apply, rays_per_block=rays_per_block, **drawing),
+        loss=loss,
         predict=predict,
         target=lambda view: composite_on_white(jnp.asarray(view.image)),
         support=views_of_scenes,
@@ -203,12 +207,24 @@ def scene_signal(config: ViewsConfig, *, height: int, width: int, num_rays: int,
     )
 
 
-def field_apply(field: RadianceField, implementation: str, *, twice: bool = False) -> Callable[..., Any]:
-    """Returns `(params, points) -> (density, rgb)`, computed in the configured way.
+_APPLY: dict[str, Callable[[RadianceField], Callable[..., Any]]] = {
+    "xla": lambda field: field.apply,
+    "blocked": blocked.blocked_apply,
+    "fused": fused.fused_apply,
+}
+
+
+def field_apply(field: RadianceField, implementation: str) -> Callable[..., Any]:
+    """Returns `(params, points) -> (density, rgb)`, computed in the configured way, see `choose`."""
+    return _APPLY[choose(field, implementation)](field)
+
+
+def choose(field: RadianceField, implementation: str, *, twice: bool = False) -> Literal["xla", "blocked", "fused"]:
+    """Returns how a field is computed.
 
     Args:
       field: what is computed.
-      implementation: "auto", "xla" or "fused".
+      implementation: "auto", "xla" or "fused", as configured.
       twice: it will be differentiated twice, which the fused kernels cannot be.
 
     Raises:
@@ -219,13 +235,9 @@ def field_apply(field: RadianceField, implementation: str, *, twice: bool = Fals
         raise InputError(f"--field.implementation fused cannot run here: {obstacle}; drop it or give xla")
     if implementation == "auto" and obstacle == fused.UNKNOWN_VERSION:
         print(f"warning: no fused kernels: {obstacle}; XLA takes over, slower", file=sys.stderr)
-    if _by_blocked(field, implementation):
-        return blocked.blocked_apply(field)
-    return field.apply if implementation == "xla" or obstacle else fused.fused_apply(field)
-
-
-def _by_blocked(field: RadianceField, implementation: str) -> bool:
-    return implementation == "auto" and blocked.possible(field)
+    if implementation == "auto" and blocked.possible(field):
+        return "blocked"
+    return "xla" if implementation == "xla" or obstacle else "fused"
 
 
 def radiance_field(config: ViewsConfig) -> RadianceField:
