@@ -10,6 +10,7 @@ GiB of the device's free memory is filled with NaN, so that what a kernel forget
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -36,7 +37,7 @@ class AccuracyConfig:
     implementations: tuple[Literal["auto", "fused", "fused-many", "xla"], ...] = ("fused", "fused-many", "xla")
     """Of the network; these sizes have few points, `fused-many` takes the kernels for many all the same."""
     sizes: tuple[tuple[int, int, int], ...] = ((1, 5, 7), (2, 127, 61), (3, 37, 101), (2, 192, 64), (4, 128, 128))
-    """Scenes, rays and samples. A kernel composites where rays and samples are multiples of 64."""
+    """Scenes, rays and samples, for some of which a kernel composites (`kernels.compositing.possible`)."""
     losses: tuple[Literal["samples", "rays"], ...] = ("samples", "rays")
     """What to take gradients of."""
     seed: int = 0
@@ -51,7 +52,7 @@ def main() -> None:
         drawn = draw(scenes, shape, wanted.seed + number)
         for loss in wanted.losses:
             with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-                by_xla = (RadianceField().apply, squared_error)
+                by_xla = (RadianceField().apply, functools.partial(squared_error, RadianceField().apply))
                 exact = jax.device_get(gradients(loss, by_xla, *jax.tree.map(np.float64, drawn)))
             for implementation in wanted.implementations:
                 jnp.full(POISON // 4, jnp.nan).block_until_ready().delete()
@@ -69,7 +70,8 @@ def computed_by(implementation: str) -> tuple[Any, Any]:
     many = 0 if implementation == "fused-many" else MANY
     if choose(field, "fused" if implementation == "fused-many" else implementation) == "fused":
         return fused_apply(field, many=many), fused_error(field, many=many)
-    return field_apply(field, implementation), squared_error
+    apply = field_apply(field, implementation)
+    return apply, functools.partial(squared_error, apply)
 
 
 def draw(scenes: int, shape: list[int], seed: int) -> tuple[Any, Rays, Any, Any]:
@@ -94,7 +96,7 @@ def gradients(loss: str, computed: tuple[Any, Any], params: Any, rays: Rays, uni
         return jnp.mean(jnp.sin(density)) + jnp.mean(jnp.square(rgb) * jnp.arange(1, 4))
 
     def of_rays(*drawn: Any) -> Any:
-        return error(apply, *drawn, sampling)
+        return error(*drawn, sampling)
 
     of_scene = {"samples": of_samples, "rays": of_rays}[loss]
     return jax.jit(jax.vmap(jax.grad(of_scene)))(params, rays, uniform, target)

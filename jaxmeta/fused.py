@@ -44,19 +44,22 @@ def fused_apply(field: RadianceField, *, many: int = MANY) -> Callable[[Params, 
         flat = points.reshape(-1, 3)
         filled = jnp.pad(flat, ((0, -len(flat) % _ROWS), (0, 0)))
         outputs: Any = _network(field, many, params["params"], filled)
-        return activate(outputs[:, : len(flat)].reshape(4, *points.shape[:-1]), field.density_activation)
+        return activate(outputs[:, : len(flat)].reshape(_OUTPUTS, *points.shape[:-1]), field.density_activation)
 
     return apply
 
 
 def fused_error(field: RadianceField, *, many: int = MANY) -> Callable[..., Float[Array, ""]]:
-    """Returns `objectives.squared_error` of what `fused_apply` computes, whose arguments are the same.
+    """Returns `objectives.squared_error` of `fused_apply`, without its first argument.
 
-    With multiples of 16 rays and of 64 samples, up to 256, a kernel composites, with its gradient; else XLA does.
+    Where `kernels.compositing.possible` a kernel composites; then there is a gradient by the parameters alone.
+
+    Args:
+      field: as for `fused_apply`.
+      many: as for `fused_apply`.
     """
 
     def error(
-        apply: Callable[..., Any],
         params: Params,
         rays: Rays,
         uniform: Float[Array, "rays samples"],
@@ -66,7 +69,7 @@ def fused_error(field: RadianceField, *, many: int = MANY) -> Callable[..., Floa
         from jaxmeta.kernels import compositing  # here as in _network
 
         if not compositing.possible(*uniform.shape):
-            return squared_error(apply, params, rays, uniform, target, sampling)
+            return squared_error(fused_apply(field, many=many), params, rays, uniform, target, sampling)
         distances = stratified_distances(uniform, sampling)
         intervals = compositing.in_tiles(sample_intervals(distances, last_interval=sampling.last_interval))
         points = compositing.in_tiles(sample_points(rays, distances)).reshape(-1, 3)
@@ -135,8 +138,10 @@ def _network_forward(
 def _network_backward(
     field: RadianceField, many: int, kept: _Few | _Many, gradient: Float[Array, "4 points"]
 ) -> tuple[dict[str, Any], None]:
+    from jaxmeta.kernels.launching import STRIPE  # here as in _network
+
     del many  # told by what was kept
-    filled = jnp.pad(gradient, ((0, _ROWS - len(gradient)), (0, 0))).astype(jnp.bfloat16)
+    filled = jnp.pad(gradient, ((0, STRIPE - _OUTPUTS), (0, 0))).astype(jnp.bfloat16)
     return _backward(field, kept, filled, jnp.sum(gradient, axis=1)), None  # nobody asks where points should move
 
 

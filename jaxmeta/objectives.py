@@ -78,7 +78,7 @@ def photometric_loss(
     sampling: Sampling,
     pixel_centre: float = 0.5,
     rays_per_block: int | None = None,
-    error: Callable[..., Float[Array, ""]] = squared_error,
+    error: Callable[..., Float[Array, ""]] | None = None,
 ) -> Float[Array, ""]:
     """Returns the mean squared error of rendered colours at random pixels of one scene's views.
 
@@ -91,12 +91,13 @@ def photometric_loss(
       sampling: the range of each ray.
       pixel_centre: as for `pixel_rays`.
       rays_per_block: taken at a time, as for `mean_over_blocks`; None for all.
-      error: with the arguments and the result of `squared_error`.
+      error: `squared_error` of `apply` in another way, with its arguments but the first; None for that itself.
     """
+    error = error or partial(squared_error, apply)
 
     def error_of(params: Any, drawn: tuple[Rays, Array, Array]) -> Float[Array, ""]:
         rays, target, uniform = drawn
-        return error(apply, params, rays, uniform, target, sampling)
+        return error(params, rays, uniform, target, sampling)
 
     drawn = _random_rays(views, key, num_rays, sampling, pixel_centre)
     if rays_per_block in (None, num_rays):

@@ -31,7 +31,8 @@ CASES = {
 }
 ERROR_FIELD = FIELD.clone(depth=2, density_activation="relu")
 RAYS, SAMPLES = 16, 64  # of the error from parameters on
-COMPOSITED = [("relu", (2, 16, 64)), ("shifted_softplus", (1, 32, 128))]  # scenes, rays, samples
+BOTH_WAYS = (0, fused.MANY)  # back, for many points and for few
+COMPOSITED = [("relu", (2, 16, 64)), ("shifted_softplus", (2, 32, 128))]  # scenes, rays, samples
 THREADS = "48"  # The interpreter needs one for each warpgroup of the machine that it plays, and waits forever for more.
 
 needs_interpreter = pytest.mark.skipif(
@@ -63,19 +64,20 @@ def rays_of_a_scene():
     return params, rays, jax.random.uniform(keys[1], (1, RAYS, SAMPLES)), jax.random.uniform(keys[2], (1, RAYS, 3))
 
 
-def error_by(apply, error):
+def error_by(error):
     """The error of colours, with its gradient."""
 
     def of_scene(params, *drawn):
-        return error(apply, params, *drawn, Sampling(num_samples=SAMPLES))
+        return error(params, *drawn, Sampling(num_samples=SAMPLES))
 
     return jax.vmap(jax.value_and_grad(of_scene))
 
 
 def to_composite(num_scenes, *shape):
-    """Outputs of the head in planes, its bias, distances and wanted colours."""
+    """Outputs of the head in planes, its bias, distances and colours; a density of the first scene is not a number."""
     keys = jax.random.split(jax.random.key(5), 4)
     outputs = 3.0 * jax.random.normal(keys[0], (num_scenes, 8, *shape))
+    outputs = outputs.at[0, 3, 1, 2].set(jnp.nan)
     distances = jnp.sort(jax.random.uniform(keys[1], (num_scenes, *shape), minval=2.0, maxval=6.0))
     target = jax.random.uniform(keys[3], (num_scenes, shape[0], 3))
     return outputs, jax.random.normal(keys[2], (num_scenes, 4)), distances, target
@@ -127,8 +129,7 @@ def interpret():
         }
         by_scenes = jax.vmap(apply)(params, points)
         of_rays = jax.vmap(lambda some: apply(one, some))(points[0].reshape(2, POINTS // 2, 3))
-        field = (fused.fused_apply(ERROR_FIELD, many=0), fused.fused_error(ERROR_FIELD, many=0))
-        errors = error_by(*field)(*rays_of_a_scene())
+        errors = {many: error_by(fused.fused_error(ERROR_FIELD, many=many))(*rays_of_a_scene()) for many in BOTH_WAYS}
         composited = [
             jax.vmap(functools.partial(composite_by_kernel, activation))(*to_composite(*shape))
             for activation, shape in COMPOSITED
@@ -170,13 +171,14 @@ def test_a_scene_alone_and_rays_apart_see_the_same(interpreted):
 
 
 @needs_interpreter
-def test_errors_of_colours_are_as_near_to_float64_as_bfloat16_allows(interpreted):
-    errors, gradients = interpreted[3]
+@pytest.mark.parametrize("many", BOTH_WAYS)
+def test_errors_of_colours_are_as_near_to_float64_as_bfloat16_allows(interpreted, many):
+    errors, gradients = interpreted[3][many]
     drawn = rays_of_a_scene()
-    by_xla = jax.device_get(error_by(ERROR_FIELD.apply, squared_error)(*drawn))
+    by_xla = jax.device_get(error_by(functools.partial(squared_error, ERROR_FIELD.apply))(*drawn))
     with jax.enable_x64(True):
-        wide = error_by(ERROR_FIELD.clone(compute_dtype=None).apply, squared_error)
-        exact = jax.device_get(wide(*jax.tree.map(np.float64, jax.device_get(drawn))))
+        wide = functools.partial(squared_error, ERROR_FIELD.clone(compute_dtype=None).apply)
+        exact = jax.device_get(error_by(wide)(*jax.tree.map(np.float64, jax.device_get(drawn))))
     np.testing.assert_allclose(errors, exact[0], rtol=2e-3)
     for ours, theirs, wanted in zip(*map(jax.tree.leaves, (gradients, by_xla[1], exact[1])), strict=True):
         assert distance(ours, wanted) < max(1e-2, 1.3 * distance(theirs, wanted))
@@ -190,25 +192,25 @@ def test_compositing_differs_from_float64_by_the_gradients_rounding_alone(interp
     wide = jax.tree.map(np.float64, jax.device_get(to_composite(*shape)))
     with jax.enable_x64(True):
         exact = jax.device_get(jax.vmap(functools.partial(composite_by_xla, activation))(*wide))
-    np.testing.assert_allclose(error, exact[0], rtol=1e-6)
-    np.testing.assert_allclose(by_bias, exact[2], rtol=1e-4, atol=1e-7)
+    assert np.isnan(error[0])
+    np.testing.assert_allclose(error[1], exact[0][1], rtol=1e-6)
+    np.testing.assert_allclose(by_bias[1], exact[2][1], rtol=1e-4, atol=1e-7)
     np.testing.assert_array_equal(gradient[:, 4:], 0.0)
-    assert distance(gradient, exact[1]) < 2e-3
+    assert distance(gradient[1], exact[1][1]) < 2e-3
 
 
 @needs_interpreter
-def test_what_the_kernel_cannot_composite_xla_does():
+def test_what_the_kernel_cannot_composite_xla_does(monkeypatch):
     from jaxmeta.kernels import compositing
 
     assert compositing.possible(128, 128)
     assert not compositing.possible(127, 128)
-    assert not compositing.possible(128, 101)
-    assert not compositing.possible(128, 320)
+    for num_samples in (101, 192, 256):
+        assert not compositing.possible(128, num_samples)
+    monkeypatch.setattr(fused, "fused_apply", lambda field, many: field.apply)
     params, *drawn = jax.tree.map(lambda leaf: leaf[0], rays_of_a_scene())
     drawn = params, *jax.tree.map(lambda leaf: leaf[:15], drawn), Sampling(num_samples=SAMPLES)
-    np.testing.assert_array_equal(
-        fused.fused_error(ERROR_FIELD)(ERROR_FIELD.apply, *drawn), squared_error(ERROR_FIELD.apply, *drawn)
-    )
+    np.testing.assert_array_equal(fused.fused_error(ERROR_FIELD)(*drawn), squared_error(ERROR_FIELD.apply, *drawn))
 
 
 @needs_interpreter
@@ -313,3 +315,18 @@ def test_an_unknown_jax_leaves_the_work_to_xla_with_a_warning(monkeypatch, capsy
     monkeypatch.setattr(jax, "__version__", "0.12.3")
     assert views.field_apply(FIELD, "auto") != FIELD.apply
     assert views.field_apply(FIELD, "xla") == FIELD.apply
+
+
+def test_a_hopper_gpu_composites_by_the_kernel_where_only_first_derivatives_are_asked_for(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Hopper()])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "__version__", "0.12.3")
+
+    def composites(implementation, *, twice=False):
+        config = views.ViewsConfig(field=views.FieldConfig(implementation=implementation))
+        return "error" in views.scene_signal(config, height=8, width=8, num_rays=16, twice=twice).loss.keywords
+
+    assert composites("auto")
+    assert composites("fused")
+    assert not composites("auto", twice=True)
+    assert not composites("xla")

@@ -1,8 +1,8 @@
-"""How far the colours that rays see are from those wanted, and what each of a network's outputs has to do with it."""
+"""The squared error of the colours that rays see, and its gradient by a network's outputs, in one kernel."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.experimental.pallas as pl
@@ -13,20 +13,28 @@ from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
 from jaxmeta.fields import DensityActivation
-from jaxmeta.kernels.launching import DEPTH, STRIPE, TILE, call, constant, over_scenes, tiled
+from jaxmeta.kernels.launching import STRIPE, TILE, call, constant, over_scenes, tiled
 from jaxmeta.kernels.layers import PARTS, load
 
 _STRETCHES = 4
 """Of a ray, each in another of a warpgroup's four warps, so that there are enough tiles for all multiprocessors."""
 _RAYS = TILE // _STRETCHES
 """Of a tile."""
-_MOST_SAMPLES = 256
-"""Of a ray, or there are not the registers."""
+_SAMPLES = 64, 128
+"""Of a ray: a stretch of them must be as wide as a tile of a matmul's operand can be. Of more, 256 lack registers."""
+_OUTPUTS = 4
+"""Of the head: red, green, blue and density."""
+_STRETCH_SUMS = "depth", "red", "green", "blue", "share"
+"""That stretches of a ray tell each other."""
+_EACH, _EACH_ROW = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
+"""Of what belongs to samples, and to rows of them."""
+_SUMS = _OUTPUTS + 1
+"""Over a stretch, that the kernel returns: of the gradient by each output, and of the squared error."""
 
 
 def possible(num_rays: int, num_samples: int) -> bool:
-    """Returns whether the kernel can take so many rays of so many samples."""
-    return num_rays % _RAYS == 0 and num_samples % (_STRETCHES * DEPTH) == 0 and num_samples <= _MOST_SAMPLES
+    """Returns whether the kernel can take so many rays of so many samples: rays by 16, and 64 or 128 samples."""
+    return num_rays % _RAYS == 0 and num_samples in _SAMPLES
 
 
 def in_tiles(samples: Float[Array, "rays samples *any"]) -> Float[Array, "tiles 64 stretch *any"]:
@@ -45,18 +53,22 @@ def squared_error(
 ) -> tuple[Float[Array, ""], BFloat16[Array, "8 points"], Float[Array, "4"]]:
     """Returns the mean squared error of the rays' colours, and its derivatives by the outputs and by the bias.
 
+    The weights `w_i` of samples are those of `rendering.compositing_weights` (Mildenhall et al. 2020, eq. 3). With the
+    error's derivatives `g_i` by them, that by `sigma_i delta_i` is `g_i T_i exp(-sigma_i delta_i)` less the sum of
+    `g_j w_j` over the samples behind. Where a weight is almost zero its error is 1e-7, not a part of it.
+
     Args:
       outputs: of the head without its bias, at the points of `in_tiles`: red, green, blue and density, filled up to 8;
         so is their derivative, with zeros.
       bias: of the head.
-      intervals: from each sample to the next, `in_tiles`.
-      target: colours.
+      intervals: distances from each sample to the next, `in_tiles`.
+      target: colours in [0, 1].
       density_activation: as for `fields.activate`.
     """
     by_tile = jnp.tile(target.reshape(-1, _RAYS, 3), (1, _STRETCHES, 1)).mT
     gradient, sums = _squared_error[density_activation](outputs, bias, intervals, by_tile)
     totals = jnp.sum(sums, axis=(0, 2))
-    return totals[4] / target.size, gradient, totals[:4]
+    return totals[_OUTPUTS] / target.size, gradient, totals[:_OUTPUTS]
 
 
 def _launch(density_activation: DensityActivation, outputs: Array, bias: Array, intervals: Array, target: Array) -> Any:
@@ -64,12 +76,12 @@ def _launch(density_activation: DensityActivation, outputs: Array, bias: Array, 
     in_planes = (num_scenes, STRIPE, num_tiles, TILE, columns)
     out_type = [
         jax.ShapeDtypeStruct(in_planes, jnp.bfloat16),
-        jax.ShapeDtypeStruct((num_scenes, num_tiles, 5, TILE), jnp.float32),
+        jax.ShapeDtypeStruct((num_scenes, num_tiles, _SUMS, TILE), jnp.float32),
     ]
     scratch = {
         "parts": tiled((PARTS, TILE, columns), columns),
-        "stretches": plgpu.SMEM((5, 3 * TILE), jnp.float32),
-        "out": tiled((5, TILE, columns), columns),
+        "stretches": plgpu.SMEM((len(_STRETCH_SUMS), 3 * TILE), jnp.float32),
+        "out": tiled((_OUTPUTS + 1, TILE, columns), columns),
         "earlier": tiled((columns, columns), columns),
         "earlier_here": plgpu.Barrier(),
     }
@@ -92,7 +104,7 @@ def _launch(density_activation: DensityActivation, outputs: Array, bias: Array, 
 
 
 _squared_error: dict[str, Callable[..., Any]] = {
-    name: over_scenes(functools.partial(_launch, name)) for name in ("relu", "shifted_softplus")
+    name: over_scenes(functools.partial(_launch, name)) for name in get_args(DensityActivation)
 }
 
 
@@ -104,6 +116,7 @@ class _Buffers(NamedTuple):
     stretches: Any
     """What sums over them are; zeros stand before and behind, where the ray has no other."""
     out: Any
+    """The gradient by each output, and a plane of zeros for what is filled up."""
     earlier: Any
     """A matrix that adds up what stands before each column."""
     earlier_here: Any
@@ -124,15 +137,13 @@ class _Buffers(NamedTuple):
 
         return pl.run_scoped(sum_up, plgpu.WGMMAAccumulatorRef(values.shape, jnp.float32))
 
-    def of_stretches(self, number: int, values: Any, others: Sequence[int]) -> Any:
-        """Returns the sum over these stretches of the ray [64], counted from each; each call has its `number`."""
+    def of_stretches(self, name: str, values: Any, others: Sequence[int]) -> Any:
+        """Returns the sum over these stretches of the ray [64], counted from each; every sum has a place of its own."""
+        number = _STRETCH_SUMS.index(name)
         self.stretches[number, pl.ds(TILE, TILE)] = jnp.sum(values, axis=1)
         plgpu.commit_smem()
         starts = [TILE + other * _RAYS for other in others]
         return sum(load(self.stretches.at[number, pl.ds(start, TILE)], _EACH_ROW) for start in starts)
-
-
-_EACH, _EACH_ROW = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
 
 
 def _body(
@@ -147,16 +158,16 @@ def _body(
     sums: Any,
     **scratch: Any,
 ) -> None:
-    """Takes a tile of rays. What is to be differentiated are the formulas of `rendering.compositing_weights`."""
+    """Takes a tile of rays, by the formulas of `squared_error`."""
     buffers = _Buffers(**scratch)
     tile = lax.axis_index("tile")
     scene, tile = tile // num_tiles, lax.rem(tile, num_tiles)
     shape, num_rays = intervals.shape[2:], num_tiles * _RAYS
     plgpu.copy_gmem_to_smem(matrix, buffers.earlier, buffers.earlier_here)
-    values = [load(outputs.at[scene, k, tile], _EACH, optimized=False) + bias[scene, k] for k in range(4)]
+    values = [load(outputs.at[scene, k, tile], _EACH, optimized=False) + bias[scene, k] for k in range(_OUTPUTS)]
     interval = load(intervals.at[scene, tile], _EACH, optimized=False)
     wanted = [load(target.at[scene, tile, k], _EACH_ROW, optimized=False) for k in range(3)]
-    for number in range(5):
+    for number in range(len(_STRETCH_SUMS)):
         for start in (0, 2 * TILE):
             buffers.stretches[number, pl.ds(start, TILE)] = plgpu.layout_cast(jnp.zeros(TILE), _EACH_ROW)
 
@@ -165,30 +176,33 @@ def _body(
 
     density, slope = _activate(values[3], density_activation)
     depth, slope = density * interval, slope * interval
-    stretches_before = buffers.of_stretches(0, depth, (-3, -2, -1))
+    stretches_before = buffers.of_stretches("depth", depth, (-3, -2, -1))
     plgpu.barrier_wait(buffers.earlier_here)
     transmitted = jnp.exp(-(buffers.multiply(depth, buffers.earlier) + along(stretches_before)))
     passed = jnp.exp(-depth)
     weights = transmitted * (1.0 - passed)
     darker = [_sigmoid(one) - 1.0 for one in values[:3]]  # than the background, which is white
-    seen = [buffers.of_stretches(1 + k, weights * one, range(-3, 4)) + 1.0 for k, one in enumerate(darker)]
+    seen = [
+        buffers.of_stretches(name, weights * one, range(-3, 4)) + 1.0
+        for name, one in zip(("red", "green", "blue"), darker, strict=True)
+    ]
     errors = [one - other for one, other in zip(seen, wanted, strict=True)]
     by_colour = [along(one * (2 / (3 * num_rays))) for one in errors]
 
     by_weight = sum(one * by for one, by in zip(darker, by_colour, strict=True))
     shares = by_weight * weights
-    stretches_behind = buffers.of_stretches(4, shares, (1, 2, 3))
+    stretches_behind = buffers.of_stretches("share", shares, (1, 2, 3))
     hidden = buffers.multiply(shares, buffers.earlier.transpose((1, 0))) + along(stretches_behind)
     by_output = [weights * by * -one * (1.0 + one) for one, by in zip(darker, by_colour, strict=True)]
     by_output.append((by_weight * transmitted * passed - hidden) * slope)
     for k, one in enumerate(by_output):
         buffers.out[k] = one.astype(jnp.bfloat16)
         sums[scene, tile, k] = jnp.sum(one, axis=1)
-    buffers.out[4] = plgpu.layout_cast(jnp.zeros(shape, jnp.bfloat16), _EACH)
+    buffers.out[_OUTPUTS] = plgpu.layout_cast(jnp.zeros(shape, jnp.bfloat16), _EACH)
     plgpu.commit_smem()
     for k in range(STRIPE):
-        plgpu.copy_smem_to_gmem(buffers.out.at[min(k, 4)], gradient.at[scene, k, tile])
-    sums[scene, tile, 4] = sum(one * one for one in errors) * (1 / _STRETCHES)
+        plgpu.copy_smem_to_gmem(buffers.out.at[min(k, _OUTPUTS)], gradient.at[scene, k, tile])
+    sums[scene, tile, _OUTPUTS] = sum(one * one for one in errors) * (1 / _STRETCHES)
     plgpu.wait_smem_to_gmem(0)
 
 

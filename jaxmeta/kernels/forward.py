@@ -11,7 +11,7 @@ from jaxtyping import Array, BFloat16, Float, Int32
 from jaxmeta.kernels.encoding import by_dimension
 from jaxmeta.kernels.forward_pass import Buffers, Plan, body
 from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, call, constant, over_scenes
-from jaxmeta.kernels.layers import PARTS, Work, top
+from jaxmeta.kernels.layers import PARTS, Work, count_later_layers
 
 
 def forward(
@@ -55,7 +55,7 @@ def forward_marking(
 
 def _launch(points: Array, angles: Array, weights: Array, *, keep: bool, mark: bool) -> Any:
     num_scenes, num_rows = points.shape[:2]
-    later_layers = (weights.shape[1] - top(0) - angles.shape[2]) // (top(1) - top(0) + WIDTH)
+    later_layers = count_later_layers(weights.shape[1], angles.shape[2])
     chunks = angles.shape[2] // CHUNK, *[WIDTH // CHUNK] * later_layers
     plan = Plan(Work(num_scenes, num_rows), chunks, keep, mark)
     padded_rows = plan.work.padded_rows

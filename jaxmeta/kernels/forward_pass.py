@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxmeta.kernels.encoding import encode_chunk
 from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, drain, take_roles, tiled, turn
-from jaxmeta.kernels.layers import RING, Ring, Work, columns_of, pack, top
+from jaxmeta.kernels.layers import HEAD_ROW, RING, Ring, Work, bias_row, columns_of, first_row, pack
 
 
 class Plan(NamedTuple):
@@ -101,20 +101,20 @@ def _copy_weights(plan: Plan, arrays: Arrays, buffers: Buffers, num_items: Any) 
     def copy_bias(scene: Any, layer: int, number: Any) -> None:
         which = turn(number, 2)
         pl.when(number >= 2)(lambda: plgpu.barrier_wait(buffers.bias_free.at[which]))
-        source = arrays.weights.at[scene, pl.ds(top(layer), DEPTH), :]
+        source = arrays.weights.at[scene, pl.ds(bias_row(layer), DEPTH), :]
         plgpu.copy_gmem_to_smem(source, buffers.bias.at[which], buffers.bias_here.at[which])
 
     @pl.loop(0, num_items)
     def _(index: Any) -> None:
         scene, _ = plan.work.place(index, 0)
-        number, row = index * plan.slices, top(plan.layers)
+        number, row = index * plan.slices, first_row(plan.layers)
         for layer, num_chunks in enumerate(plan.chunks):
             if layer > 0:
                 copy_bias(scene, layer - 1, index * plan.layers + layer - 1)
             for k in range(num_chunks):
                 buffers.ring.fill(number + k, arrays.weights.at[scene, pl.ds(row + k * CHUNK, CHUNK), :])
             number, row = number + num_chunks, row + num_chunks * CHUNK
-        buffers.ring.fill(number, arrays.weights.at[scene, pl.ds(0, STRIPE), :])
+        buffers.ring.fill(number, arrays.weights.at[scene, pl.ds(HEAD_ROW, STRIPE), :])
 
     drain(buffers.ring.free, RING, num_items * plan.slices)
     drain(buffers.bias_free, 2, num_items * plan.layers)

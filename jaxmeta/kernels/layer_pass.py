@@ -142,7 +142,7 @@ def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
 def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     """Sums up products for 64 of a block's inputs, part by part, and takes the gradient on to these.
 
-    While one warpgroup masks and writes its gradient, the other one multiplies.
+    While one warpgroup masks and writes its gradient, the other one can multiply.
     """
     mine, out = pl.ds(place.me * CHUNK, CHUNK), buffers.out.at[place.me]
     columns_below = pl.ds(place.block * HALF + place.me * CHUNK, CHUNK)

@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     layers: int
     """That the kernel goes through, from the last to the first of them."""
     first_row: int
-    """Of their weights in the stacked ones."""
+    """Of their weights in the stacked ones; of no use for the first layer."""
     before: int
     """Passes through layers or the head that went before."""
 

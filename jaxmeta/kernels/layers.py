@@ -30,9 +30,9 @@ def stack(
 ) -> BFloat16[Array, "stacked 256"]:
     """Returns the head's weights, transposed and filled up to 16, the biases, and the layers' weights, in rows.
 
-    A bias is 16 rows, to be summed up, all but three of them zeros; `top` tells where the first layer's weights begin.
-    These are filled up to `first_inputs`, 128 or 256, with their bias in two parts before zeros, for what is filled up
-    of their inputs are ones, two at least. The head has at most 8 outputs.
+    A bias of a later layer is 16 rows, to be summed up, all but three of them zeros. The first layer's weights are
+    filled up to `first_inputs`, 128 or 256, with their bias in two parts before zeros, for what is filled up of their
+    inputs are ones, two at least. The head has at most 8 outputs.
     """
     first_bias = jnp.stack(split(biases[0])[:2])
     rest = jnp.zeros((first_inputs - len(layers[0]) - len(first_bias), WIDTH))
@@ -42,9 +42,23 @@ def stack(
     return jnp.concatenate([*top_rows, layers[0], first_bias, rest, *layers[1:]]).astype(jnp.bfloat16)
 
 
-def top(later_layers: int) -> int:
-    """Returns the first row of the first layer's weights in the stacked ones."""
-    return DEPTH * (1 + later_layers)
+HEAD_ROW = 0
+"""Where the head stands in what `stack` returns."""
+
+
+def bias_row(layer: int) -> int:
+    """Returns where the bias of a later layer stands, counted from 0."""
+    return DEPTH * (1 + layer)
+
+
+def first_row(later_layers: int) -> int:
+    """Returns where the first layer's weights stand, after the biases of so many; the later layers' follow."""
+    return bias_row(later_layers)
+
+
+def count_later_layers(num_rows: int, first_inputs: int) -> int:
+    """Returns how many later layers there are in so many rows."""
+    return (num_rows - first_row(0) - first_inputs) // (DEPTH + WIDTH)
 
 
 def split(values: Float[Array, "*any"]) -> list[Float[Array, "*any"]]:

@@ -12,7 +12,7 @@ from jaxmeta.kernels.encoding import by_dimension
 from jaxmeta.kernels.launching import CONSUMERS, STRIPE, TILE, WIDTH, call, constant, over_scenes
 from jaxmeta.kernels.layer_pass import body
 from jaxmeta.kernels.layer_plan import Arrays, Buffers, Kind, Plan
-from jaxmeta.kernels.layers import top
+from jaxmeta.kernels.layers import HEAD_ROW, first_row
 from jaxmeta.kernels.slabs import HALF, PAIR, Slabs
 
 
@@ -39,14 +39,14 @@ def _launch(
     filled = jnp.pad(gradient, ((0, 0), (0, 0), (0, -num_rows % TILE)))
     layers = activations.shape[1]
     over_rows = functools.partial(_pass, num_rows)
-    outer = over_rows("head", filled, last[:, None], weights=weights)
+    outer = over_rows("head", filled, last[:, None], row=HEAD_ROW, weights=weights)
     inner = over_rows(
         "layer",
         outer["below"],
         activations,
         before=1,
         layers=layers,
-        first_row=top(layers) + angles.shape[2],
+        row=first_row(layers) + angles.shape[2],
         weights=weights,
     )
     first = over_rows("first", inner["below"], by_dimension(points), before=1 + layers, angles=angles[0])
@@ -62,17 +62,18 @@ def _pass(
     *,
     before: int = 0,
     layers: int = 1,
-    first_row: int = 0,
+    row: int = 0,
     **extra: Array,
 ) -> dict[str, Any]:
     """Takes the gradient through the head, or through layers one after another, after so many passes before.
 
-    Its results are lists, by layer in that order, but for the gradient that goes on.
+    `row` is where their weights begin in the stacked ones, which the pass through the first layer does without. Its
+    results are lists, by layer in that order, but for the gradient that goes on.
     """
     num_scenes = len(inputs)
     num_inputs = extra["angles"].shape[1] if kind == "first" else WIDTH
     work = Slabs(num_scenes, 1, False, -(-num_rows // TILE))
-    plan = Plan(work, kind, num_inputs, layers, first_row, before)
+    plan = Plan(work, kind, num_inputs, layers, row, before)
     parts = (layers, work.pairs, work.parts, PAIR)
     operands = {"gradient": gradient, "inputs": inputs, **extra}
     out_type = {"products": jax.ShapeDtypeStruct((*parts, plan.share, plan.outputs), jnp.float32)}
