@@ -11,6 +11,8 @@ from jaxmeta.encoding import gaussian_encoding, positional_encoding
 from jaxmeta.sines import sine_and_cosine
 
 DensityActivation = Literal["relu", "shifted_softplus"]
+OUTPUTS = 4
+"""Of a radiance field's last layer: red, green, blue and density."""
 
 _DENSITY_ACTIVATIONS = {
     "relu": nn.relu,
@@ -78,7 +80,7 @@ class RadianceField(nn.Module):
             start = _within(features.shape[-1] ** -0.5)
             features = nn.relu(Dense(self.width, dtype, points.dtype, start, start)(features))
         start = _within(features.shape[-1] ** -0.5)
-        outputs = Dense(4, dtype, points.dtype, start, start)(features)
+        outputs = Dense(OUTPUTS, dtype, points.dtype, start, start)(features)
         return activate(jnp.moveaxis(outputs.astype(points.dtype), -1, 0), self.density_activation)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, BFloat16, Float
 
 from jaxmeta.cameras import Rays
 from jaxmeta.devices import scenes_side_by_side
-from jaxmeta.fields import RadianceField, activate
+from jaxmeta.fields import OUTPUTS, RadianceField, activate
 from jaxmeta.metalearning import Params
 from jaxmeta.objectives import squared_error
 from jaxmeta.rendering import Sampling, sample_intervals, sample_points, stratified_distances
@@ -26,8 +26,6 @@ _ROWS = 8
 """The kernels' rows come in multiples of this; what is missing is filled up."""
 MANY = 2**16
 """Four scenes of 128 rays of 128 samples: faster layer by layer (row HH of the benchmarks), as three are not (LL)."""
-_OUTPUTS = 4
-"""Of the head: a colour and a density."""
 _TINY = 1e-30
 """Stands for a bias of zero."""
 
@@ -44,7 +42,7 @@ def fused_apply(field: RadianceField, *, many: int = MANY) -> Callable[[Params, 
         flat = points.reshape(-1, 3)
         filled = jnp.pad(flat, ((0, -len(flat) % _ROWS), (0, 0)))
         outputs: Any = _network(field, many, params["params"], filled)
-        return activate(outputs[:, : len(flat)].reshape(_OUTPUTS, *points.shape[:-1]), field.density_activation)
+        return activate(outputs[:, : len(flat)].reshape(OUTPUTS, *points.shape[:-1]), field.density_activation)
 
     return apply
 
@@ -141,7 +139,7 @@ def _network_backward(
     from jaxmeta.kernels.launching import STRIPE  # here as in _network
 
     del many  # told by what was kept
-    filled = jnp.pad(gradient, ((0, STRIPE - _OUTPUTS), (0, 0))).astype(jnp.bfloat16)
+    filled = jnp.pad(gradient, ((0, STRIPE - OUTPUTS), (0, 0))).astype(jnp.bfloat16)
     return _backward(field, kept, filled, jnp.sum(gradient, axis=1)), None  # nobody asks where points should move
 
 
@@ -225,7 +223,7 @@ def _backward_few(field: RadianceField, kept: _Few, gradient: Array) -> tuple[li
     from jaxmeta.kernels.launching import WIDTH
     from jaxmeta.kernels.weight_gradients import weight_gradients
 
-    narrow = gradient[:_OUTPUTS].T
+    narrow = gradient[:OUTPUTS].T
     gradients = backward(narrow, kept.weights, kept.head.astype(jnp.bfloat16), kept.cut)
     products, sums = weight_gradients(kept.rows, kept.activations, gradients)
     first, others = jnp.split(products, [kept.rows.shape[-1]])
@@ -238,12 +236,12 @@ def _backward_many(kept: _Many, gradient: Array) -> tuple[list[Array], list[Arra
     from jaxmeta.kernels.layerwise import layerwise  # here as in _network
 
     kernels, biases = layerwise(gradient, kept.weights, kept.points, kept.angles, kept.activations, kept.last)
-    kernels[-1] = kernels[-1][:, :_OUTPUTS]
+    kernels[-1] = kernels[-1][:, :OUTPUTS]
     return kernels, biases
 
 
 def _add_bias(outputs: Float[Array, "8 points"], params: dict[str, Any]) -> Float[Array, "4 points"]:
-    return outputs[:_OUTPUTS] + _head(params)["bias"][:, None]
+    return outputs[:OUTPUTS] + _head(params)["bias"][:, None]
 
 
 def _head(params: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
-from jaxmeta.fields import DensityActivation
+from jaxmeta.fields import OUTPUTS, DensityActivation
 from jaxmeta.kernels.launching import STRIPE, TILE, call, constant, over_scenes, tiled
 from jaxmeta.kernels.layers import PARTS, load
 
@@ -22,13 +22,11 @@ _RAYS = TILE // _STRETCHES
 """Of a tile."""
 _SAMPLES = 64, 128
 """Of a ray: a stretch of them must be as wide as a tile of a matmul's operand can be. Of more, 256 lack registers."""
-_OUTPUTS = 4
-"""Of the head: red, green, blue and density."""
 _STRETCH_SUMS = "depth", "red", "green", "blue", "share"
 """That stretches of a ray tell each other."""
 _EACH, _EACH_ROW = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1)
 """Of what belongs to samples, and to rows of them."""
-_SUMS = _OUTPUTS + 1
+_SUMS = OUTPUTS + 1
 """Over a stretch, that the kernel returns: of the gradient by each output, and of the squared error."""
 
 
@@ -68,7 +66,7 @@ def squared_error(
     by_tile = jnp.tile(target.reshape(-1, _RAYS, 3), (1, _STRETCHES, 1)).mT
     gradient, sums = _squared_error[density_activation](outputs, bias, intervals, by_tile)
     totals = jnp.sum(sums, axis=(0, 2))
-    return totals[_OUTPUTS] / target.size, gradient, totals[:_OUTPUTS]
+    return totals[OUTPUTS] / target.size, gradient, totals[:OUTPUTS]
 
 
 def _launch(density_activation: DensityActivation, outputs: Array, bias: Array, intervals: Array, target: Array) -> Any:
@@ -81,7 +79,7 @@ def _launch(density_activation: DensityActivation, outputs: Array, bias: Array, 
     scratch = {
         "parts": tiled((PARTS, TILE, columns), columns),
         "stretches": plgpu.SMEM((len(_STRETCH_SUMS), 3 * TILE), jnp.float32),
-        "out": tiled((_OUTPUTS + 1, TILE, columns), columns),
+        "out": tiled((OUTPUTS + 1, TILE, columns), columns),
         "earlier": tiled((columns, columns), columns),
         "earlier_here": plgpu.Barrier(),
     }
@@ -164,7 +162,7 @@ def _body(
     scene, tile = tile // num_tiles, lax.rem(tile, num_tiles)
     shape, num_rays = intervals.shape[2:], num_tiles * _RAYS
     plgpu.copy_gmem_to_smem(matrix, buffers.earlier, buffers.earlier_here)
-    values = [load(outputs.at[scene, k, tile], _EACH, optimized=False) + bias[scene, k] for k in range(_OUTPUTS)]
+    values = [load(outputs.at[scene, k, tile], _EACH, optimized=False) + bias[scene, k] for k in range(OUTPUTS)]
     interval = load(intervals.at[scene, tile], _EACH, optimized=False)
     wanted = [load(target.at[scene, tile, k], _EACH_ROW, optimized=False) for k in range(3)]
     for number in range(len(_STRETCH_SUMS)):
@@ -198,11 +196,11 @@ def _body(
     for k, one in enumerate(by_output):
         buffers.out[k] = one.astype(jnp.bfloat16)
         sums[scene, tile, k] = jnp.sum(one, axis=1)
-    buffers.out[_OUTPUTS] = plgpu.layout_cast(jnp.zeros(shape, jnp.bfloat16), _EACH)
+    buffers.out[OUTPUTS] = plgpu.layout_cast(jnp.zeros(shape, jnp.bfloat16), _EACH)
     plgpu.commit_smem()
     for k in range(STRIPE):
-        plgpu.copy_smem_to_gmem(buffers.out.at[min(k, _OUTPUTS)], gradient.at[scene, k, tile])
-    sums[scene, tile, _OUTPUTS] = sum(one * one for one in errors) * (1 / _STRETCHES)
+        plgpu.copy_smem_to_gmem(buffers.out.at[min(k, OUTPUTS)], gradient.at[scene, k, tile])
+    sums[scene, tile, OUTPUTS] = sum(one * one for one in errors) * (1 / _STRETCHES)
     plgpu.wait_smem_to_gmem(0)
 
 
