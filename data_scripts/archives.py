@@ -4,6 +4,7 @@ The whole table of contents is checked before the first byte is written: names t
 or repeated entries, and archives that swell too much are refused, never mended.
 """
 
+import codecs
 import os
 import shutil
 import stat
@@ -46,10 +47,8 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             raise
         reject(path, "is not there")
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-        start = _start(path)
-        what = (
-            "a web page, not a zip file; download it again in a browser" if b"<" in start[:64] else "no sound zip file"
-        )
+        is_page = _start(path).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<")
+        what = "a web page, not a zip file; download it again in a browser" if is_page else "no sound zip file"
         reject(path, f"is {what} ({error})")
 
 

@@ -227,18 +227,23 @@ def test_what_passes_stays_inside(tmp_path_factory, name, attributes):
 # ---- files that are broken or do not belong together -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["half", "html", "empty", "flipped", "missing"])
+@pytest.mark.parametrize("kind", ["half", "html", "blanks first", "empty", "flipped", "less than", "missing"])
 def test_broken_download(download, kind):
     path = download.folder / "cars.zip"
     data = path.read_bytes()
     at = data.index(b"r_0.png") + 60
+    page = b"<!DOCTYPE html><title>Quota exceeded</title>"
+    flipped = data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
     broken = {
         "half": data[: len(data) // 2],
-        "html": b"<!DOCTYPE html><title>Quota exceeded</title>",
+        "html": page,
+        "blanks first": b"\xef\xbb\xbf\r\n" + page,
         "empty": b"",
-        "flipped": data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :],
+        "flipped": flipped,
+        "less than": flipped[:10] + b"<" + flipped[11:],  # one of the seconds at which a first entry was written
     }
-    wanted = {"html": "a web page", "missing": "is not there"}.get(kind, "no sound zip file")
+    pages = dict.fromkeys(("html", "blanks first"), "a web page")
+    wanted = (pages | {"missing": "is not there"}).get(kind, "no sound zip file")
     path.unlink() if kind == "missing" else path.write_bytes(broken[kind])
     with pytest.raises(InputError, match=rf"cars\.zip is .*{wanted}|cars\.zip {wanted}"):
         main([str(path), "--out", str(download.out), "--splits", str(download.folder / "car_splits.json")])
