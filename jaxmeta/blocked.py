@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmeta.encoding import positional_frequencies
-from jaxmeta.fields import RadianceField, activate
+from jaxmeta.fields import OUTPUTS, RadianceField, activate
 from jaxmeta.metalearning import Params
 from jaxmeta.sines import sine_and_cosine
 
@@ -41,7 +41,7 @@ def blocked_apply(field: RadianceField) -> Callable[[Params, Float[Array, "*poin
         for layer in layers[:-1]:
             features = jax.nn.relu(_product(layer["kernel"], features) + layer["bias"][:, None]).astype(dtype)
         outputs = _product(layers[-1]["kernel"], features) + layers[-1]["bias"][:, None]
-        return activate(outputs.reshape(4, *points.shape[:-1]), field.density_activation)
+        return activate(outputs.reshape(OUTPUTS, *points.shape[:-1]), field.density_activation)
 
     return apply
 

@@ -29,7 +29,7 @@ from jaxmeta import config as configs
 from jaxmeta.arrayfiles import ArrayFile
 from jaxmeta.config import TrainConfig
 from jaxmeta.errors import InputError
-from jaxmeta.fields import DensityActivation
+from jaxmeta.fields import OUTPUTS, DensityActivation
 from jaxmeta.kinds.views import FieldConfig, ViewsConfig
 from jaxmeta.metalearning import Learned
 from jaxmeta.rendering import Sampling
@@ -206,7 +206,7 @@ def _exported_settings(path: Path, content: ArrayFile) -> TrainConfig:
 def _check_shapes(path: Path, layers: Layers, field: FieldConfig) -> None:
     if len(layers) != field.depth + 1:
         raise InputError(f"{path} has {len(layers)} layers, wanted {field.depth + 1}")
-    sizes = [6 * field.num_frequencies, *[field.width] * field.depth, 4]
+    sizes = [6 * field.num_frequencies, *[field.width] * field.depth, OUTPUTS]
     for i, (kernel, bias) in enumerate(layers):
         if (*kernel.shape, *bias.shape) != (sizes[i], sizes[i + 1], sizes[i + 1]):
             raise InputError(

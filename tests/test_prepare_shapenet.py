@@ -242,10 +242,10 @@ def test_broken_download(download, kind):
         "flipped": flipped,
         "less than": flipped[:10] + b"<" + flipped[11:],  # one of the seconds at which a first entry was written
     }
-    pages = dict.fromkeys(("html", "blanks first"), "a web page")
-    wanted = (pages | {"missing": "is not there"}).get(kind, "no sound zip file")
+    wanted = {"html": "a web page", "blanks first": "a web page", "missing": "is not there"}
+    message = wanted.get(kind, "no sound zip file")
     path.unlink() if kind == "missing" else path.write_bytes(broken[kind])
-    with pytest.raises(InputError, match=rf"cars\.zip is .*{wanted}|cars\.zip {wanted}"):
+    with pytest.raises(InputError, match=rf"cars\.zip is .*{message}|cars\.zip {message}"):
         main([str(path), "--out", str(download.out), "--splits", str(download.folder / "car_splits.json")])
     assert not any(name.startswith("car") for name in download.left())
 
