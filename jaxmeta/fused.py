@@ -213,8 +213,10 @@ def _backward(
         kernels, biases = _backward_few(field, kept, gradient)
     else:
         kernels, biases = _backward_many(kept, gradient)
-    kernels[0] = kernels[0][: 6 * field.num_frequencies]
-    layers = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, [*biases, head_bias], strict=True)]
+    num_features = 6 * field.num_frequencies
+    biases = [kernels[0][num_features], *biases, head_bias]  # a one stands there in all of the first layer's inputs
+    kernels[0] = kernels[0][:num_features]
+    layers = [{"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True)]
     return {f"Dense_{index}": layer for index, layer in enumerate(layers)}
 
 
@@ -228,8 +230,7 @@ def _backward_few(field: RadianceField, kept: _Few, gradient: Array) -> tuple[li
     products, sums = weight_gradients(kept.rows, kept.activations, gradients)
     first, others = jnp.split(products, [kept.rows.shape[-1]])
     head = jnp.matmul(kept.last.T, narrow, preferred_element_type=jnp.float32)
-    biases = [first[6 * field.num_frequencies], *sums]  # a one stands there in every row
-    return [first, *others.reshape(len(sums), WIDTH, WIDTH), head], biases
+    return [first, *others.reshape(len(sums), WIDTH, WIDTH), head], list(sums)
 
 
 def _backward_many(kept: _Many, gradient: Array) -> tuple[list[Array], list[Array]]:

@@ -265,12 +265,12 @@ def test_pairs_keep_to_a_scene_where_few_must_rest_for_it():
 
 
 def test_a_slab_of_the_first_layer_always_has_the_same_warpgroup_in_its_place_of_the_ring():
-    from jaxmeta.kernels.layer_plan import Plan
+    from jaxmeta.kernels.layer_plan import ENCODED, Plan
     from jaxmeta.kernels.slabs import Slabs
 
     for inputs in (128, 256):
-        plan = Plan(Slabs(1, 1, False, 4), "first", inputs, 1, 0, 0)
-        assert plan.ring % plan.encoding == 0
+        plan = Plan(Slabs(1, 1, False, 4), "first", inputs, 1, 0, 0, 0)
+        assert plan.ring % plan.encoding == ENCODED % plan.encoding == 0
 
 
 @needs_interpreter

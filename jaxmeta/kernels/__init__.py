@@ -7,7 +7,8 @@ all; for many `layerwise` does both for one layer after another. Operands are bf
 
 Written in Pallas for its Mosaic GPU backend. Blocks of threads live as long as the kernel and take pieces of work in
 turn. In each, one warpgroup copies weights or rows into a ring of buffers in shared memory, and two multiply; in
-`layer_pass` one or two more take the gradient on, or encode points. benchmarks/kernels.md tells what was tried.
+`layer_pass` the one that copies goes through the head as well, or one or two more encode points. benchmarks/kernels.md
+tells what was tried.
 
 Shapes: rows are samples of rays, a multiple of 8 of them; columns of the encoding are 128 or 256; of `stacked` weights
 see `layers.stack`.

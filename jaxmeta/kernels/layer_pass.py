@@ -1,16 +1,19 @@
-"""The kernel that takes gradients back through layers: to their weights, and on to the layer below."""
+"""The kernels that take gradients back through layers: to their weights, and on to the layer below."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+from jax import lax
 
-from jaxmeta.kernels.encoding import encode_chunk
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, drain, take_roles, turn
-from jaxmeta.kernels.layer_plan import Arrays, Buffers, Plan
-from jaxmeta.kernels.layers import load
+from jaxmeta.kernels import first_pass
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, drain, take_roles, turn
+from jaxmeta.kernels.layer_copies import copy_all, copy_constants, copy_slab, copy_weights
+from jaxmeta.kernels.layer_plan import Arrays, Buffers, Plan, Task
+from jaxmeta.kernels.layers import load, pack_halves
 from jaxmeta.kernels.slabs import HALF, Place
 
 _HUGE = 2.0**126
@@ -19,133 +22,84 @@ _HUGE = 2.0**126
 
 def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
     """Runs the warpgroups of a block."""
-    place = plan.work.place()
+    task = Task(plan, arrays, buffers, plan.work.place())
     multiplying, others = plan.registers
-    copy = (1, 24, lambda: _copy(plan, arrays, buffers, place))
-    if plan.kind == "first":
-        multiply = (CONSUMERS, multiplying, lambda: _multiply(plan, arrays, buffers, place))
-        take_roles(place.me, multiply, (plan.encoding, others, lambda: _encode(plan, buffers, place)), copy)
-    else:
-        take_roles(place.me, (CONSUMERS, multiplying, lambda: _go_on(plan, arrays, buffers, place)), copy)
 
-
-def _copy(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
-    """Copies a block's share of each slab's inputs, or its points; half of its gradient, for both blocks; weights."""
-
-    def copy_kernel(step: Any, scene: Any, number: Any) -> None:
-        pl.when((step > 0) | (number > 0))(lambda: plgpu.barrier_wait(buffers.kernel_free))
-        if plan.kind == "head":
-            source = arrays.weights.at[scene, pl.ds(plan.first_row, DEPTH), _half(place.block)]
-        else:
-            first_row = plan.first_row + (plan.layers - 1 - step) * WIDTH + place.block * HALF
-            source = arrays.weights.at[scene, pl.ds(first_row, HALF), :]
-        plgpu.copy_gmem_to_smem(source, buffers.kernel, buffers.kernel_here)
+    def role(count: int, registers: int, work: Callable[[Task], None]) -> tuple[int, int, Callable[[], None]]:
+        return count, registers, lambda: work(task)
 
     if plan.kind == "first":
-        plgpu.copy_gmem_to_smem(arrays.angles, buffers.angles, buffers.angles_here)
+        roles = [role(CONSUMERS, multiplying, first_pass.multiply), role(plan.encoding, others, first_pass.encode)]
+        roles.append(role(1, 24, copy_all))
     else:
-        plgpu.copy_gmem_to_smem(arrays.ones, buffers.ones, buffers.ones_here)
-
-    @pl.loop(0, plan.layers)
-    def _(step: Any) -> None:
-        @pl.loop(0, place.length)
-        def _(number: Any) -> None:
-            total = step * place.length + number
-            slot = turn(total, plan.ring)
-            scene, some, is_first = plan.rows_of(step, place, number)
-            full = buffers.full.at[slot]
-            pl.when(total >= plan.ring)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
-            if plan.kind == "first":
-                plgpu.copy_gmem_to_smem(arrays.inputs.at[scene, :, some], buffers.points.at[slot], full)
-            else:
-                source = arrays.inputs.at[scene, plan.layers - 1 - step, some, _half(place.block)]
-                plgpu.copy_gmem_to_smem(source, buffers.left.at[slot], full)
-                pl.when(is_first)(lambda: copy_kernel(step, scene, number))
-            if plan.kind == "layer":
-                # What the next layer begins with the pair has just written, by copies that are done when it says so.
-                # That each block sees the other's rests on the cache alone, through which all copies go.
-                pl.when((step > 0) & (number == 0))(lambda: plgpu.barrier_wait(buffers.layer_done))
-            _copy_gradient(plan, arrays, buffers, step, scene, some, slot)
-
-    drain(buffers.free, plan.ring, plan.layers * place.length)
-    if plan.kind == "layer":
-        plgpu.barrier_wait(buffers.layer_done)
+        copy = copy_all if plan.kind == "between" else _go_through_head
+        roles = [role(CONSUMERS, multiplying, _go_on), role(1, others, copy)]
+    take_roles(task.place.me, *roles)
 
 
-def _copy_gradient(plan: Plan, arrays: Arrays, buffers: Buffers, step: Any, scene: Any, some: Any, slot: Any) -> None:
-    """Copies a slab's gradient: the head's, or what the pass before wrote."""
-    full, target = buffers.full.at[slot], buffers.right.at[slot]
+def _go_through_head(task: Task) -> None:
+    """Copies slabs and weights, makes the gradient by the last layer's sums where its activations are, and sums up.
 
-    def share(source: Any) -> None:
-        plgpu.copy_gmem_to_smem(source, target, full, collective_axes="block")
-
-    if plan.kind == "head":
-        source = arrays.gradient.at[scene, :, some]
-        plgpu.copy_gmem_to_smem(source, target, full)
-        for start in range(0, DEPTH, STRIPE):  # twice, for the matmul is that deep; the second meets zeros
-            plgpu.copy_gmem_to_smem(source, buffers.narrow.at[slot, pl.ds(start, STRIPE), :], full)
-    elif plan.kind == "first":
-        share(arrays.gradient.at[scene, plan.before % 2, some, :])
-    else:
-        pl.when(step == 0)(lambda: share(arrays.gradient.at[scene, some, :]))
-        pl.when(step > 0)(lambda: share(arrays.below.at[scene, turn(step - 1, 2), some, :]))
-
-
-def _half(index: Any) -> Any:
-    """Returns the slice of a half of 256."""
-    return pl.ds(index * HALF, HALF)
-
-
-def _multiply(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
-    """Sums up products of the first layer's inputs and gradients, part by part."""
-    me = place.me
-    rows = pl.ds(me * CHUNK if plan.share == HALF else 0, CHUNK)
-    # A matmul of all 256 would take more registers than ptxas gives each of four warpgroups.
-    columns = [_half(0), _half(1)] if plan.share == HALF else [_half(me)]
+    The sums are the head's products. A slab is copied as soon as its slot is free, before the next one is made.
+    """
+    plan, arrays, buffers, place = task
+    copy = functools.partial(copy_slab, task, 0)
 
     def run(part: Any, first: Any, stop: Any) -> None:
-        def sum_up(*totals: Any) -> None:
+        scene, _, _ = plan.rows_of(0, place, first)
+        copy_weights(task, 0, scene, first)
+        plgpu.barrier_wait(buffers.kernel_here)
+
+        def sum_up(*products: Any) -> None:
             @pl.loop(first, stop)
             def _(number: Any) -> None:
-                slot = turn(number, plan.ring)
-                plgpu.barrier_wait(buffers.full.at[slot])
-                plgpu.barrier_wait(buffers.made.at[slot])
-                for some, total in zip(columns, totals, strict=True):
-                    left = buffers.left.at[slot, :, rows]
-                    plgpu.wgmma(total, left.transpose((1, 0)), buffers.right.at[slot, :, some])
-                plgpu.wgmma_wait(0)  # frees the slab; the other warpgroups keep the units for matmuls busy
-                plgpu.barrier_arrive(buffers.free.at[slot])
+                _make_gradient(buffers, place, turn(number, plan.ring), products)
+                ahead = number + plan.ring - 1
+                pl.when(ahead < place.length)(lambda: copy(ahead))
 
-            for some, total in zip(columns, totals, strict=True):
-                arrays.products.at[0, place.pair, part, place.block, rows, some][...] = total[...]
+            for k, product in enumerate(products):
+                arrays.head.at[place.pair, part, place.block, pl.ds(k * CHUNK, CHUNK)][...] = product[...]
 
-        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, HALF), jnp.float32)] * len(columns))
+        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * (HALF // CHUNK))
 
+    copy_constants(task)
+    pl.loop(0, lax.min(place.length, plan.ring - 1))(copy)
     plan.work.by_parts(place, run)
+    drain(buffers.free, plan.ring, place.length)
 
 
-def _encode(plan: Plan, buffers: Buffers, place: Place) -> None:
-    """Makes a block's share of the first layer's inputs, of its slabs."""
-    plgpu.barrier_wait(buffers.angles_here)
+def _make_gradient(buffers: Buffers, place: Place, slot: Any, products: Sequence[Any]) -> None:
+    """Adds a slab's activations of the last layer times gradients to the head's products, and overwrites them."""
+    right = buffers.right.at[slot]
+    plgpu.barrier_wait(buffers.full.at[slot])
+    for k, product in enumerate(products):
+        some = right.at[:, pl.ds(place.block * HALF + k * CHUNK, CHUNK)]
+        plgpu.wgmma(product, some.transpose((1, 0)), buffers.turned.at[slot].transpose((1, 0)))
+    for k in range(WIDTH // CHUNK):
+        columns = pl.ds(k * CHUNK, CHUNK)
 
-    @pl.loop(place.me - CONSUMERS, place.length, step=plan.encoding)
-    def _(number: Any) -> None:
-        slot = turn(number, plan.ring)
-        plgpu.barrier_wait(buffers.full.at[slot])
-        for start in range(0, plan.share, CHUNK):
-            values = encode_chunk(buffers.points.at[slot], buffers.angles, place.block * plan.share + start)
-            buffers.left[slot, :, pl.ds(start, CHUNK)] = values
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(buffers.made.at[slot])
+        def multiply(total: Any, columns: Any = columns) -> Any:
+            plgpu.wgmma(total, buffers.narrow.at[slot].transpose((1, 0)), buffers.head.at[:, columns])
+            return _let_through(right.at[:, columns], total)
+
+        values = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((TILE, CHUNK), jnp.float32))
+        if k == 0:
+            plgpu.wait_smem_to_gmem(0)  # for all threads: each matmul of `products` reads all rows
+        right[:, columns] = values
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(buffers.made.at[slot])
 
 
-def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
+def _go_on(task: Task) -> None:
     """Sums up products for 64 of a block's inputs, part by part, and takes the gradient on to these.
 
-    While one warpgroup masks and writes its gradient, the other one can multiply.
+    While one warpgroup masks and writes its gradient, the other one can multiply. In the last layer's pass gradients go
+    out from where the activations were, for there is no room for more.
     """
-    mine, out = pl.ds(place.me * CHUNK, CHUNK), buffers.out.at[place.me]
+    plan, arrays, buffers, place = task
+    mine = pl.ds(place.me * CHUNK, CHUNK)
     columns_below = pl.ds(place.block * HALF + place.me * CHUNK, CHUNK)
+    is_last = plan.kind == "last"
 
     def run(step: Any, part: Any, first: Any, stop: Any) -> None:
         plgpu.barrier_wait(buffers.kernel_here)
@@ -155,22 +109,30 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
             def _(number: Any) -> None:
                 slot = turn(step * place.length + number, plan.ring)
                 plgpu.barrier_wait(buffers.full.at[slot])
-                values = _through(plan, buffers, slot, mine, products)
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                if is_last:
+                    plgpu.barrier_wait(buffers.made.at[slot])
+
+                def free_left() -> None:
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    if is_last:
+                        before = buffers.left_free.at[turn(number + plan.ring - 1, plan.ring)]
+                        pl.when(number > 0)(lambda: plgpu.barrier_arrive(before))
+
+                values = _through(buffers, slot, place, products, sums, free_left)
+                if is_last:
+                    plgpu.wait_smem_to_gmem(0)  # for all threads: each matmul of `products` reads all rows
+                out = buffers.left.at[slot, place.me] if is_last else buffers.out.at[place.me]
                 out[...] = values
                 plgpu.commit_smem()
                 plgpu.barrier_arrive(buffers.free.at[slot])
-                # As a matmul: a sum across warps would go through shared memory.
-                plgpu.wgmma(sums, out.transpose((1, 0)), buffers.ones.transpose((1, 0)))
                 scene, some, _ = plan.rows_of(step, place, number)
-                below = arrays.below.at[scene, turn(step, 2)] if plan.kind == "layer" else arrays.below.at[scene]
+                below = arrays.below.at[scene] if is_last else arrays.below.at[scene, turn(step, 2)]
                 plgpu.copy_smem_to_gmem(out, below.at[some, columns_below])
 
-            plgpu.wgmma_wait(0)
-            arrays.products.at[step, place.pair, part, place.block, mine][...] = products[...]
+            arrays.products.at[step, place.pair, part, place.block, mine][...] = pack_halves(products[...])
             arrays.sums.at[step, place.pair, part, place.block, mine][...] = sums[...]
 
-        accumulators = [plgpu.WGMMAAccumulatorRef((CHUNK, count), jnp.float32) for count in (plan.outputs, STRIPE)]
+        accumulators = [plgpu.WGMMAAccumulatorRef((CHUNK, count), jnp.float32) for count in (WIDTH, STRIPE)]
         pl.run_scoped(sum_up, *accumulators)
         plgpu.barrier_arrive(buffers.kernel_free)
 
@@ -180,27 +142,31 @@ def _go_on(plan: Plan, arrays: Arrays, buffers: Buffers, place: Place) -> None:
     def _(step: Any) -> None:
         plan.work.by_parts(place, functools.partial(run, step))
         plgpu.wait_smem_to_gmem(0)
-        if plan.kind == "layer":
+        if not is_last:
             plgpu.barrier_arrive(buffers.layer_done)
 
 
-def _through(plan: Plan, buffers: Buffers, slot: Any, mine: Any, products: Any) -> Any:
-    """Returns a slab's gradient below, zero where relu cut off the activation, and adds to the products."""
-    left, right = buffers.left.at[slot, :, mine], buffers.right.at[slot]
+def _through(buffers: Buffers, slot: Any, place: Place, products: Any, sums: Any, meanwhile: Callable[[], None]) -> Any:
+    """Returns a slab's gradient below, zero where relu cut off the activation, and adds to products and sums."""
+    mine, right = pl.ds(place.me * CHUNK, CHUNK), buffers.right.at[slot]
+    left, summed = buffers.left.at[slot, place.me], pl.ds(place.block * HALF + place.me * CHUNK, CHUNK)
 
     def multiply(total: Any) -> Any:
-        if plan.kind == "head":
-            plgpu.wgmma(total, buffers.narrow.at[slot].transpose((1, 0)), buffers.kernel.at[:, mine])
-            plgpu.wgmma(products, left.transpose((1, 0)), right.transpose((1, 0)))
-        else:
-            for k in range(WIDTH // CHUNK):
-                columns = pl.ds(k * CHUNK, CHUNK)
-                plgpu.wgmma(total, right.at[:, columns], buffers.kernel.at[mine, columns].transpose((1, 0)))
-            plgpu.wgmma(products, left.transpose((1, 0)), right)
-        activations = load(left, plgpu.Layout.WGMMA)
-        # One or zero, by operations on two values at a time; a selection takes them one by one.
-        above = jnp.minimum(activations * _HUGE, 1.0)
-        plgpu.wgmma_wait(0)
-        return total[...].astype(jnp.bfloat16) * above
+        for k in range(WIDTH // CHUNK):
+            columns = pl.ds(k * CHUNK, CHUNK)
+            plgpu.wgmma(total, right.at[:, columns], buffers.kernel.at[mine, columns].transpose((1, 0)))
+        plgpu.wgmma(products, left.transpose((1, 0)), right)
+        # As a matmul: a sum across warps would go through shared memory.
+        plgpu.wgmma(sums, right.at[:, summed].transpose((1, 0)), buffers.ones.transpose((1, 0)))
+        meanwhile()
+        return _let_through(left, total)
 
     return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((TILE, CHUNK), jnp.float32))
+
+
+def _let_through(activations: Any, total: Any) -> Any:
+    """Returns what is summed up when all matmuls are done, zero where relu cut off the activation."""
+    # One or zero, by operations on two values at a time; a selection takes them one by one.
+    above = jnp.minimum(load(activations, plgpu.Layout.WGMMA) * _HUGE, 1.0)
+    plgpu.wgmma_wait(0)
+    return total[...].astype(jnp.bfloat16) * above

@@ -10,8 +10,10 @@ from jax import lax
 from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, tiled
 from jaxmeta.kernels.slabs import HALF, PAIR, Place, Slabs
 
-Kind = Literal["head", "layer", "first"]
-"""What a kernel goes through: the head, the layers between, or the first layer, from which nothing goes on."""
+Kind = Literal["last", "between", "first"]
+"""What a kernel goes through: the head and the last layer, layers between, or the first, from which nothing goes on."""
+ENCODED = 2
+"""Slabs for which there is room to encode them, in place of copies of the first layer's inputs."""
 
 
 class Plan(NamedTuple):
@@ -22,15 +24,12 @@ class Plan(NamedTuple):
     inputs: int
     layers: int
     """That the kernel goes through, from the last to the first of them."""
+    top: int
+    """The last of them, counted from 0 for the one after the first layer, for which this and `first_row` are no use."""
     first_row: int
-    """Of their weights in the stacked ones; of no use for the first layer."""
+    """In the stacked weights, of the one after the first layer."""
     before: int
-    """Passes through layers or the head that went before."""
-
-    @property
-    def outputs(self) -> int:
-        """Of the layer, or the head's filled up."""
-        return STRIPE if self.kind == "head" else WIDTH
+    """Layers that the gradient has gone through before."""
 
     def rows_of(self, step: Any, place: Place, number: Any) -> tuple[Any, Any, Any]:
         """Returns the scene and the rows of a pair's slab, and whether it is the first of a part.
@@ -52,7 +51,7 @@ class Plan(NamedTuple):
     @property
     def ring(self) -> int:
         """Slabs that are copied ahead: more do not pay, or have no room. A multiple of `encoding`, if any encode."""
-        return {"head": 6, "layer": 3, "first": 4}[self.kind]
+        return 3 if self.kind != "first" else 6 if self.share < HALF else 5
 
     @property
     def encoding(self) -> int:
@@ -63,8 +62,10 @@ class Plan(NamedTuple):
 
     @property
     def registers(self) -> tuple[int, int]:
-        """For a thread of those that multiply, and that encode."""
-        return {0: (232, 0), 1: (160, 168), 2: (104, 120)}[self.encoding]
+        """For a thread of those that multiply, and of those that encode or go through the head."""
+        if self.kind == "last":
+            return 208, 88
+        return {0: (232, 24), 1: (160, 168), 2: (104, 120)}[self.encoding]
 
 
 class Arrays(NamedTuple):
@@ -74,13 +75,17 @@ class Arrays(NamedTuple):
     """Of the sums before relu, for the first layer in one of two slots; that of the head's outputs is transposed."""
     inputs: Any
     """Activations by layer; for the first layer points, which its kernel encodes."""
+    last: Any = None
+    """Activations of the last layer."""
     weights: Any = None
     ones: Any = None
     angles: Any = None
     products: Any = None
     below: Any = None
-    """The gradient that goes on; a kernel of layers has two slots for it, which it takes in turns."""
+    """The gradient that goes on; a kernel of layers between has two slots for it, which it takes in turns."""
     sums: Any = None
+    head: Any = None
+    """Products of the last layer's activations and gradients by the head's outputs."""
 
 
 class Buffers(NamedTuple):
@@ -90,8 +95,16 @@ class Buffers(NamedTuple):
     right: Any
     full: Any
     free: Any
+    left_free: Any = None
+    """Of `left` alone."""
+    made: Any = None
+    """Slabs are encoded, or have been through the head."""
     narrow: Any = None
-    """The head's gradient once more, in the order that its other matmul asks for."""
+    """The gradient by the head's outputs, as a left operand."""
+    turned: Any = None
+    """The same as a right one."""
+    head: Any = None
+    """Weights, transposed."""
     kernel: Any = None
     kernel_here: Any = None
     kernel_free: Any = None
@@ -102,34 +115,48 @@ class Buffers(NamedTuple):
     points: Any = None
     angles: Any = None
     angles_here: Any = None
-    made: Any = None
 
     @staticmethod
     def scratch(plan: Plan) -> dict[str, Any]:
         """Returns what to ask for in shared memory."""
-        is_head, is_first = plan.kind == "head", plan.kind == "first"
+        lefts = ENCODED if plan.kind == "first" else plan.ring
         scratch = {
-            "left": tiled((plan.ring, TILE, plan.share)),
-            "right": tiled((plan.ring, STRIPE, TILE) if is_head else (plan.ring, TILE, WIDTH)),
-            "full": plgpu.Barrier(num_arrivals=4 if is_head else 2, num_barriers=plan.ring),
+            "left": tiled((lefts, TILE, plan.share) if plan.kind == "first" else (lefts, CONSUMERS, TILE, CHUNK)),
+            "right": tiled((plan.ring, TILE, WIDTH)),
+            "full": plgpu.Barrier(
+                num_arrivals={"last": 6, "between": 3, "first": 2}[plan.kind], num_barriers=plan.ring
+            ),
             "free": plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=CONSUMERS, num_barriers=plan.ring),
         }
-        if is_head:
-            scratch["narrow"] = tiled((plan.ring, DEPTH, TILE), DEPTH)
-        if is_first:
+        if plan.kind != "between":
+            scratch["made"] = plgpu.Barrier(num_barriers=lefts)
+            scratch["left_free"] = plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=lefts)
+        if plan.kind == "first":
             return scratch | {
                 "points": plgpu.SMEM((plan.ring, 3, TILE), jnp.float32),
                 "angles": plgpu.SMEM((4, plan.inputs), jnp.float32),
                 "angles_here": plgpu.Barrier(),
-                "made": plgpu.Barrier(num_barriers=plan.ring),
             }
-        if plan.kind == "layer":
+        if plan.kind == "last":
+            scratch["narrow"] = tiled((plan.ring, DEPTH, TILE), DEPTH)
+            scratch["turned"] = tiled((plan.ring, STRIPE, TILE))
+            scratch["head"] = tiled((DEPTH, WIDTH), DEPTH)
+        else:
             scratch["layer_done"] = plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=CONSUMERS)
+            scratch["out"] = tiled((CONSUMERS, TILE, CHUNK))
         return scratch | {
-            "kernel": tiled((DEPTH, HALF), DEPTH) if is_head else tiled((HALF, WIDTH)),
-            "kernel_here": plgpu.Barrier(),
+            "kernel": tiled((HALF, WIDTH)),
+            "kernel_here": plgpu.Barrier(num_arrivals=2 if plan.kind == "last" else 1),
             "kernel_free": plgpu.Barrier(num_arrivals=CONSUMERS),
-            "out": tiled((CONSUMERS, TILE, CHUNK)),
             "ones": tiled((STRIPE, TILE)),
             "ones_here": plgpu.Barrier(),
         }
+
+
+class Task(NamedTuple):
+    """What a warpgroup of a block has to do, on what and with what."""
+
+    plan: Plan
+    arrays: Arrays
+    buffers: Buffers
+    place: Place

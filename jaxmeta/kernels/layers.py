@@ -8,9 +8,10 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, BFloat16, Float
+from jaxtyping import Array, BFloat16, Float, Int32
 
 from jaxmeta.kernels.launching import CHUNK, CONSUMERS, DEPTH, STRIPE, TILE, WIDTH, at_once, tiled, turn
+from jaxmeta.kernels.slabs import HALF
 
 RING = 4
 """Slices of weights, those of a layer. More leave too little memory for what the compiler spills, fewer run dry.
@@ -20,6 +21,9 @@ With fewer than a first layer has, a warpgroup that `forward_pass` lets go ahead
 
 PARTS = 3
 """Numbers in bfloat16 whose sum is one in float32."""
+
+_BITS = 16
+"""Of a bfloat16."""
 
 
 def stack(
@@ -174,6 +178,22 @@ def unpack(values: Any, chunk: int, word: Any) -> Any:
         bit = np.left_shift(1, 31 - (chunk * (CHUNK // STRIPE) + j), dtype=np.int32)
         parts.append(jnp.where(word & bit == 0, part, 0.0))
     return lax.concatenate(parts, 1)
+
+
+def pack_halves(values: Any) -> Any:
+    """Rounds values [64, 256] in registers to bfloat16, and packs each column of the right half behind one of the left.
+
+    Copies from registers must fill 32 bytes of a row, which bfloat16 alone does not.
+    """
+    halves = (columns_of(values, start, HALF).astype(jnp.bfloat16).astype(jnp.float32) for start in (0, HALF))
+    left, right = (lax.bitcast_convert_type(half, jnp.int32) for half in halves)
+    return left | lax.shift_right_logical(right, jnp.full_like(right, _BITS))
+
+
+def unpack_halves(words: Int32[Array, "*any 128"]) -> Float[Array, "*any 2 128"]:
+    """Returns, outside of kernels, the halves that `pack_halves` packed."""
+    shifted = jnp.left_shift(words[..., None, :], np.array([[0], [_BITS]], np.int32))
+    return lax.bitcast_convert_type(shifted & np.int32(-(2**_BITS)), jnp.float32)
 
 
 def columns_of(values: Any, start: int, count: int) -> Any:

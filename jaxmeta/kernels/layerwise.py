@@ -1,4 +1,4 @@
-"""Gradients of all layers, back from the head, in three launches: the head, the layers one by one, the first."""
+"""Gradients of all layers, in three launches: the head and the last layer, those between one by one, the first."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from jaxmeta.kernels.encoding import by_dimension
 from jaxmeta.kernels.launching import CONSUMERS, STRIPE, TILE, WIDTH, call, constant, over_scenes
 from jaxmeta.kernels.layer_pass import body
 from jaxmeta.kernels.layer_plan import Arrays, Buffers, Kind, Plan
-from jaxmeta.kernels.layers import HEAD_ROW, first_row
+from jaxmeta.kernels.layers import first_row, unpack_halves
 from jaxmeta.kernels.slabs import HALF, PAIR, Slabs
 
 
@@ -35,23 +35,22 @@ def layerwise(
 def _launch(
     gradient: Array, weights: Array, points: Array, angles: Array, activations: Array, last: Array
 ) -> tuple[list[Array], list[Array]]:
-    num_rows = gradient.shape[2]
+    num_rows, layers = gradient.shape[2], activations.shape[1]
     filled = jnp.pad(gradient, ((0, 0), (0, 0), (0, -num_rows % TILE)))
-    layers = activations.shape[1]
-    over_rows = functools.partial(_pass, num_rows)
-    outer = over_rows("head", filled, last[:, None], row=HEAD_ROW, weights=weights)
-    inner = over_rows(
-        "layer",
-        outer["below"],
-        activations,
-        before=1,
-        layers=layers,
-        row=first_row(layers) + angles.shape[2],
-        weights=weights,
-    )
-    first = over_rows("first", inner["below"], by_dimension(points), before=1 + layers, angles=angles[0])
-    products = [*first["products"], *inner["products"][::-1], outer["products"][0]]
-    return products, [*inner["sums"][::-1], *outer["sums"]]
+    row = first_row(layers) + angles.shape[2]
+    through = functools.partial(_pass, num_rows)
+    passes = [through("last", filled, activations, top=layers - 1, row=row, last=last, weights=weights)]
+    below = passes[0]["below"]
+    if layers > 1:
+        between = {"top": layers - 2, "layers": layers - 1, "row": row, "before": 1, "weights": weights}
+        passes.append(through("between", below, activations, **between))
+        below = passes[1]["below"]
+    else:
+        below = below[:, None]
+    first = through("first", below, by_dimension(points), before=layers, angles=angles[0])
+    products = [product for one in passes for product in one["products"]]
+    sums = [some for one in passes for some in one["sums"]]
+    return [*first["products"], *products[::-1], passes[0]["head"]], sums[::-1]
 
 
 def _pass(
@@ -62,26 +61,32 @@ def _pass(
     *,
     before: int = 0,
     layers: int = 1,
+    top: int = 0,
     row: int = 0,
     **extra: Array,
 ) -> dict[str, Any]:
-    """Takes the gradient through the head, or through layers one after another, after so many passes before.
+    """Takes the gradient through layers one after another from `top`, after so many before.
 
-    `row` is where their weights begin in the stacked ones, which the pass through the first layer does without. Its
-    results are lists, by layer in that order, but for the gradient that goes on.
+    `row` is where the weights of the later layers begin in the stacked ones. Its results are lists, by layer in that
+    order, but for the gradient that goes on and the head's products.
     """
     num_scenes = len(inputs)
     num_inputs = extra["angles"].shape[1] if kind == "first" else WIDTH
     work = Slabs(num_scenes, 1, False, -(-num_rows // TILE))
-    plan = Plan(work, kind, num_inputs, layers, row, before)
-    parts = (layers, work.pairs, work.parts, PAIR)
-    operands = {"gradient": gradient, "inputs": inputs, **extra}
-    out_type = {"products": jax.ShapeDtypeStruct((*parts, plan.share, plan.outputs), jnp.float32)}
-    if kind != "first":
+    plan = Plan(work, kind, num_inputs, layers, top, row, before)
+    of_part = (work.pairs, work.parts, PAIR)
+    parts = (layers, *of_part)
+    operands, out_type = {"gradient": gradient, "inputs": inputs, **extra}, {}
+    if kind == "first":
+        out_type["products"] = jax.ShapeDtypeStruct((*parts, plan.share, WIDTH), jnp.float32)
+    else:
         operands["ones"] = constant(np.arange(STRIPE)[:, None] == np.zeros(TILE))
-        slots = (2,) if kind == "layer" else ()
+        slots = (2,) if kind == "between" else ()
         out_type["below"] = jax.ShapeDtypeStruct((num_scenes, *slots, num_rows, WIDTH), jnp.bfloat16)
+        out_type["products"] = jax.ShapeDtypeStruct((*parts, plan.share, HALF), jnp.int32)
         out_type["sums"] = jax.ShapeDtypeStruct((*parts, HALF, STRIPE), jnp.float32)
+    if kind == "last":
+        out_type["head"] = jax.ShapeDtypeStruct((*of_part, HALF, STRIPE), jnp.float32)
     names = [*operands, *out_type]
     results = call(
         lambda *refs, **buffers: body(plan, Arrays(**dict(zip(names, refs, strict=True))), Buffers(**buffers)),
@@ -95,9 +100,12 @@ def _pass(
         cluster_names=("block",),
     )(*operands.values())
     out: dict[str, Any] = dict(zip(out_type, results, strict=True))
-    out["products"] = [work.add(one).reshape(num_scenes, num_inputs, plan.outputs) for one in out["products"]]
-    if kind != "first":  # of whose columns the first holds the sums
-        out["sums"] = [work.add(one[..., 0]).reshape(num_scenes, WIDTH) for one in out["sums"]]
+    if kind != "first":  # of whose sums the first column holds all
+        out["products"] = unpack_halves(out["products"])
+        out["sums"] = [work.add(one).reshape(num_scenes, WIDTH) for one in out["sums"][..., 0]]
+    if kind == "last":
+        out["head"] = work.add(out["head"]).reshape(num_scenes, WIDTH, STRIPE)
+    out["products"] = [work.add(one).reshape(num_scenes, num_inputs, WIDTH) for one in out["products"]]
     return out
 
 
