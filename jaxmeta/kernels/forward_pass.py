@@ -162,9 +162,10 @@ class _Tile(NamedTuple):
         """Encodes the points and runs the first layer, whose bias is among its weights."""
         plan, buffers = self.plan, self.buffers
         plgpu.barrier_wait(buffers.points_here.at[self.me])
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        for k in range(plan.chunks[0]):
-            encoded = encode_chunk(buffers.points.at[self.me], buffers.angles, k * CHUNK)
+        chunks = [encode_chunk(buffers.points.at[self.me], buffers.angles, k * CHUNK) for k in range(plan.chunks[0])]
+        # Here, and behind a branch, across which ptxas does not move it up: until then the last tile goes out.
+        pl.when(index > 0)(lambda: plgpu.wait_smem_to_gmem(0, wait_read_only=True))
+        for k, encoded in enumerate(chunks):
             self.buffer[:, pl.ds(k * CHUNK, CHUNK)] = encoded
         plgpu.commit_smem()
         pl.when(index + 1 < self.num_items)(lambda: self.fetch(index + 1))

@@ -122,3 +122,13 @@ def drain(free: Any, count: int, total: Any) -> None:
 def turn(number: Any, count: int) -> Any:
     """Returns which of `count` buffers, taken in turn, is that of a number."""
     return lax.rem(number, jnp.int32(count))
+
+
+def after(slot: Any, count: int) -> Any:
+    """Returns which of `count` buffers comes after one of them; cheaper than the turn of a number."""
+    return jnp.where(slot == count - 1, 0, slot + 1)
+
+
+def before(slot: Any, count: int) -> Any:
+    """Returns which of `count` buffers comes before one of them."""
+    return jnp.where(slot == 0, count - 1, slot - 1)

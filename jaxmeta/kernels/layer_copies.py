@@ -21,7 +21,7 @@ def copy_all(task: Task) -> None:
         @pl.loop(0, place.length)
         def _(number: Any) -> None:
             if plan.kind == "between":
-                scene, _, is_first = plan.rows_of(step, place, number)
+                scene, _, is_first = plan.part_of(step, place, number)
                 pl.when(is_first)(lambda: copy_weights(task, step, scene, number))
             copy_slab(task, step, number)
 
@@ -55,7 +55,8 @@ def copy_slab(task: Task, step: Any, number: Any) -> None:
     plan, arrays, buffers, place = task
     total = step * place.length + number
     slot = turn(total, plan.ring)
-    scene, some, _ = plan.rows_of(step, place, number)
+    scene, rows, _ = plan.part_of(step, place, number)
+    some = rows(number)
     full = buffers.full.at[slot]
     pl.when(total >= plan.ring)(lambda: plgpu.barrier_wait(buffers.free.at[slot]))
     if plan.kind == "first":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmeta.kernels import first_pass
-from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, drain, take_roles, turn
+from jaxmeta.kernels.launching import CHUNK, CONSUMERS, STRIPE, TILE, WIDTH, after, before, drain, take_roles, turn
 from jaxmeta.kernels.layer_copies import copy_all, copy_constants, copy_slab, copy_weights
 from jaxmeta.kernels.layer_plan import Arrays, Buffers, Plan, Task
 from jaxmeta.kernels.layers import load, pack_halves
@@ -40,29 +40,40 @@ def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
 def _go_through_head(task: Task) -> None:
     """Copies slabs and weights, makes the gradient by the last layer's sums where its activations are, and sums up.
 
-    The sums are the head's products. A slab is copied as soon as its slot is free, before the next one is made.
+    The sums are the head's products, and the gradient's over rows. A slab is copied as soon as its slot is free, before
+    the next one is made.
     """
     plan, arrays, buffers, place = task
     copy = functools.partial(copy_slab, task, 0)
+    chunks = [pl.ds(k * CHUNK, CHUNK) for k in range(HALF // CHUNK)]
 
     def run(part: Any, first: Any, stop: Any) -> None:
-        scene, _, _ = plan.rows_of(0, place, first)
+        scene, _, _ = plan.part_of(0, place, first)
         copy_weights(task, 0, scene, first)
         plgpu.barrier_wait(buffers.kernel_here)
 
-        def sum_up(*products: Any) -> None:
-            @pl.loop(first, stop)
-            def _(number: Any) -> None:
-                _make_gradient(buffers, place, turn(number, plan.ring), products)
+        def sum_up(*accumulators: Any) -> None:
+            products, sums = accumulators[: len(chunks)], accumulators[len(chunks) :]
+
+            @pl.loop(first, stop, init_carry=turn(first, plan.ring))
+            def _(number: Any, slot: Any) -> Any:
+                _make_gradient(buffers, place, slot, products)
+                for k, some in enumerate(sums):
+                    _sum_rows(buffers, slot, place, k, some)
                 ahead = number + plan.ring - 1
                 pl.when(ahead < place.length)(lambda: copy(ahead))
+                plgpu.wgmma_wait(0)
+                plgpu.barrier_arrive(buffers.free.at[slot])
+                return after(slot, plan.ring)
 
-            for k, product in enumerate(products):
-                arrays.head.at[place.pair, part, place.block, pl.ds(k * CHUNK, CHUNK)][...] = product[...]
+            for chunk, product, some in zip(chunks, products, sums, strict=True):
+                arrays.head.at[place.pair, part, place.block, chunk][...] = product[...]
+                arrays.sums.at[0, place.pair, part, place.block, chunk][...] = some[...]
 
-        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * (HALF // CHUNK))
+        pl.run_scoped(sum_up, *[plgpu.WGMMAAccumulatorRef((CHUNK, STRIPE), jnp.float32)] * (2 * len(chunks)))
 
     copy_constants(task)
+    plgpu.barrier_wait(buffers.ones_here)
     pl.loop(0, lax.min(place.length, plan.ring - 1))(copy)
     plan.work.by_parts(place, run)
     drain(buffers.free, plan.ring, place.length)
@@ -77,10 +88,11 @@ def _make_gradient(buffers: Buffers, place: Place, slot: Any, products: Sequence
         plgpu.wgmma(product, some.transpose((1, 0)), buffers.turned.at[slot].transpose((1, 0)))
     for k in range(WIDTH // CHUNK):
         columns = pl.ds(k * CHUNK, CHUNK)
+        above = _above(right.at[:, columns])
 
-        def multiply(total: Any, columns: Any = columns) -> Any:
+        def multiply(total: Any, columns: Any = columns, above: Any = above) -> Any:
             plgpu.wgmma(total, buffers.narrow.at[slot].transpose((1, 0)), buffers.head.at[:, columns])
-            return _let_through(right.at[:, columns], total)
+            return total[...].astype(jnp.bfloat16) * above
 
         values = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((TILE, CHUNK), jnp.float32))
         if k == 0:
@@ -103,40 +115,39 @@ def _go_on(task: Task) -> None:
 
     def run(step: Any, part: Any, first: Any, stop: Any) -> None:
         plgpu.barrier_wait(buffers.kernel_here)
+        scene, rows, _ = plan.part_of(step, place, first)
+        below = arrays.below.at[scene] if is_last else arrays.below.at[scene, turn(step, 2)]
 
-        def sum_up(products: Any, sums: Any) -> None:
-            @pl.loop(first, stop)
-            def _(number: Any) -> None:
-                slot = turn(step * place.length + number, plan.ring)
+        def sum_up(products: Any, *sums: Any) -> None:
+            @pl.loop(first, stop, init_carry=turn(step * place.length + first, plan.ring))
+            def _(number: Any, slot: Any) -> Any:
                 plgpu.barrier_wait(buffers.full.at[slot])
                 if is_last:
-                    plgpu.barrier_wait(buffers.made.at[slot])
-
-                def free_left() -> None:
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    if is_last:
-                        before = buffers.left_free.at[turn(number + plan.ring - 1, plan.ring)]
-                        pl.when(number > 0)(lambda: plgpu.barrier_arrive(before))
-
-                values = _through(buffers, slot, place, products, sums, free_left)
-                if is_last:
-                    plgpu.wait_smem_to_gmem(0)  # for all threads: each matmul of `products` reads all rows
+                    left_free = buffers.left_free.at[before(slot, plan.ring)]
+                    pl.when(number > 0)(lambda: plgpu.barrier_arrive(left_free))
+                    plgpu.barrier_wait(buffers.made.at[slot])
+                values = _through(buffers, slot, place, products, sums)
+                # For all threads: each matmul of `products` reads all rows, and one thread alone knows of the copy.
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 out = buffers.left.at[slot, place.me] if is_last else buffers.out.at[place.me]
                 out[...] = values
                 plgpu.commit_smem()
                 plgpu.barrier_arrive(buffers.free.at[slot])
-                scene, some, _ = plan.rows_of(step, place, number)
-                below = arrays.below.at[scene] if is_last else arrays.below.at[scene, turn(step, 2)]
-                plgpu.copy_smem_to_gmem(out, below.at[some, columns_below])
+                plgpu.copy_smem_to_gmem(out, below.at[rows(number), columns_below])
+                return after(slot, plan.ring)
 
             arrays.products.at[step, place.pair, part, place.block, mine][...] = pack_halves(products[...])
-            arrays.sums.at[step, place.pair, part, place.block, mine][...] = sums[...]
+            for some in sums:
+                arrays.sums.at[step, place.pair, part, place.block, mine][...] = some[...]
 
-        accumulators = [plgpu.WGMMAAccumulatorRef((CHUNK, count), jnp.float32) for count in (WIDTH, STRIPE)]
+        columns = (WIDTH,) if is_last else (WIDTH, STRIPE)
+        accumulators = [plgpu.WGMMAAccumulatorRef((CHUNK, count), jnp.float32) for count in columns]
         pl.run_scoped(sum_up, *accumulators)
         plgpu.barrier_arrive(buffers.kernel_free)
 
-    plgpu.barrier_wait(buffers.ones_here)
+    if not is_last:
+        plgpu.barrier_wait(buffers.ones_here)
 
     @pl.loop(0, plan.layers)
     def _(step: Any) -> None:
@@ -146,27 +157,33 @@ def _go_on(task: Task) -> None:
             plgpu.barrier_arrive(buffers.layer_done)
 
 
-def _through(buffers: Buffers, slot: Any, place: Place, products: Any, sums: Any, meanwhile: Callable[[], None]) -> Any:
+def _through(buffers: Buffers, slot: Any, place: Place, products: Any, sums: Sequence[Any]) -> Any:
     """Returns a slab's gradient below, zero where relu cut off the activation, and adds to products and sums."""
-    mine, right = pl.ds(place.me * CHUNK, CHUNK), buffers.right.at[slot]
-    left, summed = buffers.left.at[slot, place.me], pl.ds(place.block * HALF + place.me * CHUNK, CHUNK)
+    mine, right, left = pl.ds(place.me * CHUNK, CHUNK), buffers.right.at[slot], buffers.left.at[slot, place.me]
+    # Before the matmuls: behind them it would wait for both warpgroups' to begin, for requests are served in order.
+    above = _above(left)
 
     def multiply(total: Any) -> Any:
         for k in range(WIDTH // CHUNK):
             columns = pl.ds(k * CHUNK, CHUNK)
             plgpu.wgmma(total, right.at[:, columns], buffers.kernel.at[mine, columns].transpose((1, 0)))
         plgpu.wgmma(products, left.transpose((1, 0)), right)
-        # As a matmul: a sum across warps would go through shared memory.
-        plgpu.wgmma(sums, right.at[:, summed].transpose((1, 0)), buffers.ones.transpose((1, 0)))
-        meanwhile()
-        return _let_through(left, total)
+        for some in sums:
+            _sum_rows(buffers, slot, place, place.me, some)
+        return total[...].astype(jnp.bfloat16) * above
 
     return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((TILE, CHUNK), jnp.float32))
 
 
-def _let_through(activations: Any, total: Any) -> Any:
-    """Returns what is summed up when all matmuls are done, zero where relu cut off the activation."""
-    # One or zero, by operations on two values at a time; a selection takes them one by one.
-    above = jnp.minimum(load(activations, plgpu.Layout.WGMMA) * _HUGE, 1.0)
-    plgpu.wgmma_wait(0)
-    return total[...].astype(jnp.bfloat16) * above
+def _sum_rows(buffers: Buffers, slot: Any, place: Place, chunk: Any, sums: Any) -> None:
+    """Adds a slab's gradient, in a chunk of a block's share of its columns, over its rows to all columns of the sums.
+
+    As a matmul: a sum across warps would go through shared memory.
+    """
+    some = buffers.right.at[slot, :, pl.ds(place.block * HALF + chunk * CHUNK, CHUNK)]
+    plgpu.wgmma(sums, some.transpose((1, 0)), buffers.ones.transpose((1, 0)))
+
+
+def _above(activations: Any) -> Any:
+    """Returns one, or zero where relu cut off the activation, by operations on two values at a time."""
+    return jnp.minimum(load(activations, plgpu.Layout.WGMMA) * _HUGE, 1.0)

@@ -1,5 +1,6 @@
 """What a kernel of layers' gradients has to do, and what it keeps where."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax.experimental.pallas as pl
@@ -31,17 +32,18 @@ class Plan(NamedTuple):
     before: int
     """Layers that the gradient has gone through before."""
 
-    def rows_of(self, step: Any, place: Place, number: Any) -> tuple[Any, Any, Any]:
-        """Returns the scene and the rows of a pair's slab, and whether it is the first of a part.
+    def part_of(self, step: Any, place: Place, number: Any) -> tuple[Any, Callable[[Any], Any], Any]:
+        """Returns the scene of a pair's slab, the rows of each slab of its part, and whether it is the first of it.
 
         Each pass goes through a part the other way round than the one before, whose last gradients are in the cache.
         """
         scene, _, inside, _ = self.work.locate(place.begin + number)
         first = lax.max(inside - number, 0)
         stop = lax.min(inside + place.length - number, self.work.slabs)
-        descends = lax.rem(self.before + step, 2) == 0
-        row = jnp.where(descends, first + stop - 1 - inside, inside) * TILE
-        return scene, pl.ds(row, TILE), inside == first
+        begin, descends = inside - number, lax.rem(self.before + step, 2) == 0
+        origin = jnp.where(descends, first + stop - 1 - begin, begin) * TILE
+        stride = jnp.where(descends, -TILE, TILE)
+        return scene, lambda number: pl.ds(origin + number * stride, TILE), inside == first
 
     @property
     def share(self) -> int:
@@ -64,7 +66,7 @@ class Plan(NamedTuple):
     def registers(self) -> tuple[int, int]:
         """For a thread of those that multiply, and of those that encode or go through the head."""
         if self.kind == "last":
-            return 208, 88
+            return 200, 104
         return {0: (232, 24), 1: (160, 168), 2: (104, 120)}[self.encoding]
 
 
@@ -126,7 +128,9 @@ class Buffers(NamedTuple):
             "full": plgpu.Barrier(
                 num_arrivals={"last": 6, "between": 3, "first": 2}[plan.kind], num_barriers=plan.ring
             ),
-            "free": plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=CONSUMERS, num_barriers=plan.ring),
+            "free": plgpu.ClusterBarrier(
+                collective_axes=("block",), num_arrivals=CONSUMERS + (plan.kind == "last"), num_barriers=plan.ring
+            ),
         }
         if plan.kind != "between":
             scratch["made"] = plgpu.Barrier(num_barriers=lefts)
