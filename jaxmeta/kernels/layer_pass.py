@@ -40,8 +40,8 @@ def body(plan: Plan, arrays: Arrays, buffers: Buffers) -> None:
 def _go_through_head(task: Task) -> None:
     """Copies slabs and weights, makes the gradient by the last layer's sums where its activations are, and sums up.
 
-    The sums are the head's products, and the gradient's over rows. A slab is copied as soon as its slot is free, before
-    the next one is made.
+    The sums are the head's products, and the gradient's over rows: those that multiply have no registers left for them.
+    A slab is copied as soon as its slot is free, before the next one is made.
     """
     plan, arrays, buffers, place = task
     copy = functools.partial(copy_slab, task, 0)
